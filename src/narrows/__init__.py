@@ -1,0 +1,1 @@
+"""Narrows: autoencoders for large, messy data."""
