@@ -32,7 +32,7 @@ class Column:
     Args:
         name: as in the data; unnamed arrays have the one column `x`.
         kind: what the values mean; decides the transform and the likelihood.
-        type: Arrow type of one value, as text (`int64`, `string`, `timestamp[us, tz=UTC]`): reconstructions get it back.
+        type: Arrow type of one value, as text (`int64`, `timestamp[us, tz=UTC]`): reconstructions get it back.
         shape: of one value; `()` for a scalar, `(28, 28)` for an image, `(D,)` for a row of an unnamed matrix.
         width: number cells the column owns; 0 for categories, and for a column that was all missing.
         levels: known levels of a category; the code `levels` stands for every rare or unseen one. 0 for numbers.
