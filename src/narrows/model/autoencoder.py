@@ -1,0 +1,114 @@
+"""The one module: five slots, and a forward pass that reads in the order the data meets them.
+
+    batch -> corrupt -> embed -> encoder -> latent -> decoder -> likelihood -> Loss
+      B rows, C cells                      z (K, [E,] B, size)          nll (K, [E,] B, C)
+
+K samples of the code, E members where the network is an ensemble. The loss counts the uncorrupted cells, where they
+were seen. Variants are other parts in the slots; nothing subclasses `AutoencoderModule`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from narrows.model.embed import Embed
+from narrows.model.latents import Code, Latent
+from narrows.model.likelihoods import Likelihood, Prediction
+from narrows.schema import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a pass cost, cell by cell and term by term, not yet added up.
+
+    Args:
+        nll: (K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere.
+        terms: name -> (K, [E,] B) what the latent asks of each row.
+        weights: name -> weight of a term, such as beta for `kl`; terms without one weigh 1.
+        rows: (B,) weight of each row, or None for equal ones.
+    """
+
+    nll: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+    rows: Tensor | None = None
+
+    def per_row(self) -> Tensor:
+        """([E,] B) loss of each row: summed over cells and weighted terms, averaged over samples."""
+        total = self.nll.sum(-1)
+        for name, term in self.terms.items():
+            total = total + self.weights.get(name, 1.0) * term
+        return total.squeeze(0) if len(total) == 1 else total.mean(0)
+
+    def total(self) -> Tensor:
+        """The number to minimize: mean over rows; summed over members, each of which trains as if alone."""
+        rows = self.per_row()
+        if self.rows is not None:
+            rows = rows * (self.rows / self.rows.mean())
+        return rows.mean(-1).sum()
+
+    def broken(self) -> list[int]:
+        """Positions of the cells whose likelihood is not finite for some row."""
+        finite = self.nll.isfinite().flatten(0, -2).all(0)
+        return (~finite).nonzero().flatten().tolist()
+
+
+@final
+class AutoencoderModule(nn.Module):
+    """An autoencoder: the slots, filled.
+
+    Args:
+        corrupt: Batch -> Batch, applied in training only.
+        embed: Batch -> (B, inputs).
+        encoder: (B, inputs) -> ([E,] B, features).
+        latent: features -> Code.
+        decoder: (K, [E,] B, size) -> (K, [E,] B, outputs).
+        likelihood: outputs -> Prediction.
+        weights: of the latent's terms.
+    """
+
+    def __init__(
+        self,
+        corrupt: nn.Module,
+        embed: Embed,
+        encoder: nn.Module,
+        latent: Latent,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        weights: dict[str, float],
+    ) -> None:
+        super().__init__()
+        self.corrupt, self.embed, self.encoder = corrupt, embed, encoder
+        self.latent, self.decoder, self.likelihood = latent, decoder, likelihood
+        self.weights = weights
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss of a batch, with one sample of each code."""
+        view = self.corrupt(batch) if self.training else batch
+        code: Code = self.latent(self.encoder(self.embed(view)), samples=1)
+        p: Prediction = self.likelihood(self.decoder(code.z))
+        return Loss(-p.log_prob(batch), code.terms, self.weights, batch.weight)
+
+    def encode(self, batch: Batch) -> Code:
+        """The best guess of each row's code: z (1, [E,] B, size)."""
+        code: Code = self.latent(self.encoder(self.embed(batch)), samples=0)
+        return code
+
+    def decode(self, z: Tensor) -> Prediction:
+        """The rows that codes (K, [E,] B, size) stand for."""
+        prediction: Prediction = self.likelihood(self.decoder(z))
+        return prediction
+
+    def score(self, batch: Batch) -> Loss:
+        """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
+        code = self.encode(batch)
+        return Loss(-self.decode(code.z).log_prob(batch), code.terms, self.weights, batch.weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

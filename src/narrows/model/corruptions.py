@@ -1,0 +1,53 @@
+"""What is done to a batch before the encoder sees it. The loss still counts the uncorrupted cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from narrows.errors import SettingError
+from narrows.schema import Batch
+
+
+class GaussianNoise(nn.Module):
+    """Normal noise on every number cell (Vincent et al. 2010).
+
+    Args:
+        scale: standard deviation in prepared units: 1 is a column's own spread where it was standardized, and the
+            whole range where it lies in [0, 1].
+    """
+
+    hides = False
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise SettingError(f"noise={scale!r}", "a standard deviation above 0")
+        self.scale = scale
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with noisy numbers."""
+        noisy = batch.numbers + self.scale * torch.randn_like(batch.numbers)
+        return Batch(noisy, batch.codes, batch.seen, batch.weight)
+
+
+class Masking(nn.Module):
+    """Hides each cell, number or category, with the same chance (Vincent et al. 2008, with a flag for what is hidden).
+
+    Args:
+        rate: chance for a cell to be hidden, between 0 and 1.
+    """
+
+    hides = True
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 < rate < 1:
+            raise SettingError(f"mask={rate!r}", "a share between 0 and 1")
+        self.rate = rate
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with fewer cells seen."""
+        cells = batch.numbers.shape[1] + batch.codes.shape[1]
+        shown = torch.rand(len(batch), cells, device=batch.numbers.device) >= self.rate
+        return batch.with_seen(shown if batch.seen is None else shown & batch.seen)

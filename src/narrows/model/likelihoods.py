@@ -1,0 +1,272 @@
+"""From the decoder's outputs to a distribution over cells: one family for each kind of cell, joined.
+
+A row's outputs are N numbers (a location for each number cell), then `levels + 1` logits for each category: its known
+levels, and one for every other. Each family knows its link from outputs to the range of its data.
+The words people use: `mse` is a Gaussian of fixed scale without its constant, so that the loss is the sum of squared
+errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from narrows.errors import SettingError
+from narrows.networks.dense import activation
+from narrows.schema import Batch, Schema
+
+
+class NumberFamily(nn.Module, ABC):
+    """Outputs (..., n) and cells (B, n) -> log density of each cell."""
+
+    @abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected cells, in prepared units."""
+
+    @abstractmethod
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log density of each cell, (..., B, n)."""
+
+
+class SquaredError(NumberFamily):
+    """Minus the squared error: a Gaussian of variance 1/2 without its constant, so not a density.
+
+    Args:
+        link: activation of the outputs; `sigmoid` keeps reconstructions of [0, 1] data in range.
+    """
+
+    def __init__(self, link: str = "identity") -> None:
+        super().__init__()
+        self.link = activation(link)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The linked outputs."""
+        linked: Tensor = self.link(outputs)
+        return linked
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Minus the squared error of each cell."""
+        return -(self.mean(outputs) - cells).square()
+
+
+class Gaussian(NumberFamily):
+    """Normal density of each cell around the linked output.
+
+    Args:
+        cells: number cells of a row.
+        scale: fixed standard deviation, in prepared units; None learns one for each cell.
+        floor: smallest learnt scale, so that repeated values do not send the density to infinity: a hundredth of a
+            standardized column's spread.
+        members: networks side by side, each with scales of its own; None for one.
+    """
+
+    def __init__(self, cells: int, scale: float | None = None, floor: float = 1e-2, members: int | None = None) -> None:
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise SettingError(f"scale={scale!r}", "a standard deviation above 0, or None to learn it")
+        self.floor = floor
+        shape = (cells,) if members is None else (members, 1, cells)
+        self.log_scale = nn.Parameter(torch.zeros(shape)) if scale is None else None
+        self.fixed = scale
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def scale(self) -> Tensor:
+        """Standard deviation of each cell; one for all where it is fixed."""
+        if self.log_scale is None:
+            return torch.tensor(self.fixed)
+        return (self.log_scale.clamp(-20.0, 20.0).mul(2).exp() + self.floor**2).sqrt()
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log normal density of each cell."""
+        scale = self.scale()
+        return -0.5 * ((cells - outputs) / scale).square() - scale.log() - 0.5 * log(2 * pi)
+
+
+class Bernoulli(NumberFamily):
+    """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The sigmoid of the outputs."""
+        return outputs.sigmoid()
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """`x log m + (1 - x) log(1 - m)`, from logits."""
+        return cells * outputs - F.softplus(outputs)
+
+
+class Categorical(nn.Module):
+    """M category cells, each over its known levels and one more for all others.
+
+    Columns of unlike sizes are padded to the largest, so that all of them are one softmax.
+    """
+
+    index: Tensor
+    known: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.outputs = sum(levels) + len(levels)
+        widest = max(levels) + 1
+        index = torch.full((len(levels), widest), self.outputs)
+        start = 0
+        for row, count in enumerate(levels):
+            index[row, : count + 1] = torch.arange(start, start + count + 1)
+            start += count + 1
+        known = torch.arange(widest) < torch.tensor(levels).unsqueeze(1)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("known", known, persistent=False)
+
+    def log_chances(self, outputs: Tensor) -> Tensor:
+        """(..., B, M, widest): log probability of each level, minus infinity in the padding."""
+        return F.pad(outputs, (0, 1), value=float("-inf"))[..., self.index].log_softmax(-1)
+
+    def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:
+        """Log probability of each code, (..., B, M)."""
+        chances = self.log_chances(outputs)
+        return chances.gather(-1, codes.expand(chances.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """The most probable known level of each cell, (..., B, M)."""
+        return self.log_chances(outputs).masked_fill(~self.known, float("-inf")).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """p(row | code), as a likelihood and the decoder's outputs (K, [E,] B, outputs)."""
+
+    likelihood: Likelihood
+    outputs: Tensor
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Log likelihood of each cell, (K, [E,] B, C); exactly 0 where it was not seen."""
+        return self.likelihood.log_prob(self.outputs, batch)
+
+    def numbers(self) -> Tensor:
+        """Expected number cells, (K, [E,] B, N)."""
+        return self.likelihood.mean(self.outputs)
+
+    def codes(self) -> Tensor:
+        """Most probable known levels, (K, [E,] B, M)."""
+        return self.likelihood.mode(self.outputs)
+
+
+class Likelihood(nn.Module):
+    """The families of a schema, joined: calling it on a decoder's outputs gives a `Prediction`.
+
+    Args:
+        schema: of the prepared data.
+        numbers: family of each number cell: `mse`, `gaussian` (learnt scale), `bernoulli` (or `bce`), or `auto`:
+            Bernoulli for columns that lie in [0, 1], Gaussian for the rest. A mapping chooses by column; columns it
+            leaves out are `auto`.
+        link: activation of the outputs where the family is `mse`.
+        members: networks side by side.
+
+    Raises:
+        SettingError: for an unknown family or column, or `bernoulli` for a column that leaves [0, 1].
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        schema: Schema,
+        numbers: str | Mapping[str, str] = "auto",
+        link: str = "identity",
+        members: int | None = None,
+    ) -> None:
+        super().__init__()
+        chosen = choose_families(schema, numbers)
+        names = sorted(set(chosen.values()))
+        cells = [[i for c in chosen if chosen[c] == name for i in _span(schema, c)] for name in names]
+        self.sizes = [len(group) for group in cells]
+        self.families = nn.ModuleList(_family(n, k, link, members) for n, k in zip(names, self.sizes, strict=True))
+        self.categories = Categorical(schema.levels) if schema.levels else None
+        self.count = schema.numbers
+        self.width = schema.numbers + (self.categories.outputs if self.categories else 0)
+        # the decoder's outputs stand family by family; `order` says which cell each is, `back` undoes it
+        order = torch.tensor([i for group in cells for i in group], dtype=torch.long)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", order.argsort(), persistent=False)
+
+    def forward(self, outputs: Tensor) -> Prediction:
+        """The distribution that these outputs describe; float32, whatever precision the network ran in."""
+        return Prediction(self, outputs.float())
+
+    def log_prob(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Log likelihood of each cell, (..., B, C); exactly 0 where it was not seen."""
+        cells = batch.numbers if len(self.sizes) < 2 else batch.numbers[:, self.order]
+        groups = zip(self._grouped(outputs), torch.split(cells, self.sizes, dim=1), strict=True)
+        parts = [family.log_prob(*group) for family, group in zip(self._families(), groups, strict=True)]
+        joined = self._in_cell_order(parts, outputs)
+        if self.categories is not None:
+            codes = self.categories.log_prob(outputs[..., self.count :], batch.codes)
+            joined = torch.cat([joined, codes], dim=-1)
+        return joined if batch.seen is None else joined.masked_fill(~batch.seen, 0.0)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected number cells, (..., N)."""
+        groups = zip(self._families(), self._grouped(outputs), strict=True)
+        return self._in_cell_order([family.mean(group) for family, group in groups], outputs)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Most probable known levels, (..., M)."""
+        if self.categories is None:
+            return outputs.new_zeros((*outputs.shape[:-1], 0), dtype=torch.long)
+        return self.categories.mode(outputs[..., self.count :])
+
+    def _families(self) -> list[NumberFamily]:
+        return list(self.families)  # type: ignore[arg-type]
+
+    def _grouped(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(outputs[..., : self.count], self.sizes, dim=-1)
+
+    def _in_cell_order(self, parts: list[Tensor], outputs: Tensor) -> Tensor:
+        """The families' values side by side, each in its cell's place."""
+        if not parts:
+            return outputs[..., :0]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)[..., self.back]
+
+
+def choose_families(schema: Schema, numbers: str | Mapping[str, str]) -> dict[str, str]:
+    """The family of every column that has number cells: `mse`, `gaussian` or `bernoulli`.
+
+    Raises:
+        SettingError: for an unknown family or column, or `bernoulli` for a column that leaves [0, 1].
+    """
+    columns = [column for column in schema if not column.categorical and column.width]
+    asked = {c.name: numbers for c in columns} if isinstance(numbers, str) else dict(numbers)
+    unknown = set(asked) - {column.name for column in columns}
+    if unknown:
+        raise SettingError(f"a likelihood for {', '.join(sorted(unknown))}", "columns of numbers")
+    chosen = {}
+    for column in columns:
+        name = {"bce": "bernoulli"}.get(asked.get(column.name, "auto"), asked.get(column.name, "auto"))
+        if name not in ("auto", "mse", "gaussian", "bernoulli"):
+            raise SettingError(f"likelihood {name!r}", "auto, mse, gaussian, bernoulli or bce")
+        if name == "bernoulli" and not column.bounded:
+            raise SettingError(
+                f"a Bernoulli likelihood for column {column.name!r}", "numbers in [0, 1]", "transform it by `minmax`"
+            )
+        chosen[column.name] = ("bernoulli" if column.bounded else "gaussian") if name == "auto" else name
+    return chosen
+
+
+def _span(schema: Schema, column: str) -> range:
+    span = schema.spans[column]
+    return range(span.start, span.stop)
+
+
+def _family(name: str, cells: int, link: str, members: int | None) -> NumberFamily:
+    if name == "mse":
+        return SquaredError(link)
+    return Bernoulli() if name == "bernoulli" else Gaussian(cells, members=members)

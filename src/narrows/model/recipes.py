@@ -1,0 +1,186 @@
+"""Recipes: short functions that fill the slots, looked up by name.
+
+A recipe is written `name` or `name:argument=value,argument=value` (`vae:beta=4`) wherever one is asked for, and is
+kept in the model file as its name and arguments. To add one, write a function here and list it in `RECIPES`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pydantic
+from torch import nn
+
+from narrows.errors import SettingError
+from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.corruptions import GaussianNoise, Masking
+from narrows.model.embed import Embed
+from narrows.model.latents import Deterministic, Gaussian, Latent
+from narrows.model.likelihoods import Likelihood
+from narrows.networks.dense import Dense
+from narrows.schema import Schema
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a recipe chooses.
+
+    Args:
+        latent: size of the code -> the latent.
+        likelihood: family of the number cells, as `narrows.model.likelihoods.Likelihood` takes it.
+        link: activation of the outputs of squared-error cells.
+        corruptions: applied in order, in training.
+        weights: of the latent's terms.
+        linear: whether encoder and decoder are one linear map each, whatever network was asked for.
+    """
+
+    latent: Callable[[int], Latent]
+    likelihood: str = "mse"
+    link: str = "identity"
+    corruptions: tuple[nn.Module, ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+    linear: bool = False
+
+
+def plain(code: str = "identity", link: str = "identity", likelihood: str = "mse") -> Slots:
+    """A plain autoencoder (Rumelhart, Hinton & Williams 1986): a narrow code and the squared error.
+
+    Args:
+        code: activation of the code.
+        link: activation of the outputs, where `likelihood` is `mse`.
+        likelihood: of the number cells.
+    """
+    return Slots(lambda size: Deterministic(size, code), likelihood, link)
+
+
+def linear() -> Slots:
+    """One linear map each way: reaches the subspace of PCA (Baldi & Hornik 1989)."""
+    return Slots(Deterministic, linear=True)
+
+
+def denoising(noise: float = 0.1, mask: float = 0.2, likelihood: str = "mse") -> Slots:
+    """Reconstructs clean rows from corrupted ones (Vincent et al. 2008, 2010).
+
+    Args:
+        noise: standard deviation of the normal noise on numbers, in prepared units; 0 for none.
+        mask: share of cells hidden; 0 for none.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: when both are 0.
+    """
+    parts = ([GaussianNoise(noise)] if noise else []) + ([Masking(mask)] if mask else [])
+    if not parts:
+        raise SettingError("denoising:noise=0,mask=0", "at least one of them above 0", "the recipe `plain`")
+    return Slots(Deterministic, likelihood, corruptions=tuple(parts))
+
+
+def vae(beta: float = 1.0, likelihood: str = "auto") -> Slots:
+    """A variational autoencoder (Kingma & Welling 2014; beta: Higgins et al. 2017).
+
+    Args:
+        beta: weight of the KL term; above 1 for more independent codes, below 1 for sharper reconstructions.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: for a negative beta.
+    """
+    if beta < 0:
+        raise SettingError(f"vae:beta={beta}", "0 or more")
+    return Slots(Gaussian, likelihood, weights={"kl": beta})
+
+
+RECIPES: dict[str, Callable[..., Slots]] = {f.__name__: f for f in (plain, linear, denoising, vae)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's name and its arguments, defaults included; what the model file keeps of it."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def parse(cls, recipe: str | Recipe) -> Recipe:
+        """The recipe that `name` or `name:argument=value,...` asks for.
+
+        Raises:
+            SettingError: for an unknown name or argument, or a value that does not fit.
+        """
+        if isinstance(recipe, Recipe):
+            return recipe
+        name, _, rest = recipe.partition(":")
+        pairs = [part.partition("=") for part in rest.split(",") if part.strip()]
+        return cls.of(name.strip(), {key.strip(): value.strip() for key, _, value in pairs})
+
+    @classmethod
+    def of(cls, name: str, arguments: Mapping[str, Any]) -> Recipe:
+        """The recipe of this name, its arguments checked and completed.
+
+        Raises:
+            SettingError: as `parse`.
+        """
+        if name not in RECIPES:
+            raise SettingError(f"recipe {name!r}", f"one of {', '.join(RECIPES)}")
+        parameters = inspect.signature(RECIPES[name], eval_str=True).parameters
+        unknown = sorted(set(arguments) - set(parameters))
+        if unknown:
+            raise SettingError(
+                f"recipe {name} has no argument {unknown[0]!r}", f"among {', '.join(parameters) or 'none'}"
+            )
+        complete = {key: p.default for key, p in parameters.items()} | dict(arguments)
+        for key, value in complete.items():
+            wanted = parameters[key].annotation
+            try:
+                complete[key] = pydantic.TypeAdapter(wanted).validate_python(value)
+            except pydantic.ValidationError:
+                raise SettingError(f"{name}:{key}={value}", f"a {wanted.__name__}") from None
+        recipe = cls(name, complete)
+        recipe.slots()
+        return recipe
+
+    def slots(self) -> Slots:
+        """The slots, freshly filled."""
+        return RECIPES[self.name](**self.arguments)
+
+    def __str__(self) -> str:
+        arguments = ",".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.name}:{arguments}" if arguments else self.name
+
+
+def build(
+    recipe: Recipe,
+    schema: Schema,
+    latent: int,
+    network: Dense,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> AutoencoderModule:
+    """The module that a recipe makes of a schema, with fresh random weights from torch's global generator.
+
+    Args:
+        recipe: fills the slots.
+        schema: of the prepared data.
+        latent: numbers in the code of one row.
+        network: dense encoder and decoder.
+        modules: `encoder` (B, inputs) -> (B, features) and `decoder` (..., size) -> (..., outputs) of the user's own,
+            in place of the dense pair.
+
+    Raises:
+        SettingError: for settings that do not fit together.
+    """
+    slots = recipe.slots()
+    if slots.linear:
+        network = replace(network, hidden=(), decoder=())
+    embed = Embed(schema, masking=any(isinstance(part, Masking) for part in slots.corruptions))
+    code = slots.latent(latent)
+    likelihood = Likelihood(schema, slots.likelihood, slots.link, network.members)
+    if modules:
+        encoder, decoder = modules["encoder"], modules["decoder"]
+    else:
+        encoder, decoder = network.build(embed.width, code.features, code.size, likelihood.width)
+    return AutoencoderModule(
+        nn.Sequential(*slots.corruptions), embed, encoder, code, decoder, likelihood, slots.weights
+    )

@@ -1,0 +1,1 @@
+"""Tensors to tensors: plain torch networks, an encoder and a decoder each."""

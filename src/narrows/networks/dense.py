@@ -1,0 +1,181 @@
+"""Dense encoder and decoder: stacks of linear layers over the last axis, for any leading axes.
+
+An ensemble of E networks is one network whose weights have a leading axis: `members=E` costs one batched product a
+layer instead of E trainings in turn. Members share nothing but the data; each starts from its own random weights.
+What this file does not know: what the inputs mean, and what the outputs are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from narrows.errors import SettingError
+
+Activation = Literal["identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"]
+Norm = Literal["none", "layer", "batch"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+RECTIFIERS = {"relu", "leaky_relu", "elu", "gelu", "silu"}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of this name, as a module.
+
+    Raises:
+        SettingError: for a name that is not in `ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise SettingError(f"activation {name!r}", f"one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Settings of a dense encoder-decoder pair.
+
+    Args:
+        hidden: widths of the encoder's hidden layers; empty for one linear map; None chooses by the width of the data
+            (see `default_hidden`).
+        decoder: widths of the decoder's hidden layers; None mirrors the encoder.
+        activation: between layers; SiLU reached lower errors than ReLU in the same time on MNIST.
+        norm: `layer` (without scale and shift, which the next layer absorbs) or `batch`, before each activation.
+        dropout: share of hidden units silenced in training, after each activation.
+        residual: add a hidden layer's input to its output wherever both have the same width (He et al. 2016).
+        members: train this many networks side by side; None for one.
+    """
+
+    hidden: tuple[int, ...] | None = None
+    decoder: tuple[int, ...] | None = None
+    activation: Activation = "silu"
+    norm: Norm = "none"
+    dropout: float = 0.0
+    residual: bool = False
+    members: int | None = None
+
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        activation(self.activation)
+        for name in ("hidden", "decoder"):
+            widths = getattr(self, name)
+            if widths is not None and any(not isinstance(w, int) or w < 1 for w in widths):
+                raise SettingError(f"{name}={widths!r}", "widths of at least 1, such as (256, 64)")
+        if self.norm not in ("none", "layer", "batch"):
+            raise SettingError(f"norm={self.norm!r}", "none, layer or batch")
+        if not 0 <= self.dropout < 1:
+            raise SettingError(f"dropout={self.dropout!r}", "a share from 0 up to, not including, 1")
+        if self.members is not None and self.members < 1:
+            raise SettingError(f"members={self.members!r}", "at least 1, or None for a single network")
+        if self.members is not None and self.norm == "batch":
+            raise SettingError("norm='batch' with members", "norm='layer' or 'none'", "members cannot share statistics")
+
+    def build(self, inputs: int, features: int, code: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+        """An encoder `(..., inputs) -> (..., features)` and a decoder `(..., code) -> (..., outputs)`."""
+        self.check()
+        down = self.hidden if self.hidden is not None else default_hidden(inputs, code)
+        up = self.decoder if self.decoder is not None else down[::-1]
+        return self._stack((inputs, *down, features)), self._stack((code, *up, outputs))
+
+    def _stack(self, widths: Sequence[int]) -> nn.Sequential:
+        """Layers through these widths; the last is linear."""
+        *pairs, last = pairwise(widths)
+        layers: list[nn.Module] = [self._hidden(inside, outside) for inside, outside in pairs]
+        return nn.Sequential(*layers, linear(*last, "identity", self.members))
+
+    def _hidden(self, inputs: int, outputs: int) -> nn.Module:
+        layers = [linear(inputs, outputs, self.activation, self.members)]
+        if self.norm == "layer":
+            layers.append(nn.LayerNorm(outputs, elementwise_affine=False))
+        elif self.norm == "batch":
+            layers.append(BatchNorm(outputs))
+        layers.append(activation(self.activation))
+        if self.dropout:
+            layers.append(nn.Dropout(self.dropout))
+        block = nn.Sequential(*layers)
+        return Residual(block) if self.residual and inputs == outputs else block
+
+
+def default_hidden(inputs: int, code: int) -> tuple[int, ...]:
+    """Hidden widths for data of this many inputs: two layers that step down to the code, at least twice as wide as it.
+
+    A table of ten columns gets (128, 64); 784 pixels get (1024, 512).
+    """
+    first = min(max(128, 1 << (inputs - 1).bit_length()), 1024)
+    return first, max(first // 2, min(2 * code, 1024))
+
+
+def linear(inputs: int, outputs: int, following: str, members: int | None) -> nn.Module:
+    """A linear layer, drawn for the activation that follows it.
+
+    He et al. (2015) before rectifiers, Glorot & Bengio (2010) before the rest; biases start at zero.
+    """
+    gain = 2.0 if following in RECTIFIERS else 2.0 * inputs / (inputs + outputs)
+    deviation = (gain / inputs) ** 0.5
+    layer = nn.Linear(inputs, outputs) if members is None else MemberLinear(inputs, outputs, members)
+    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MemberLinear(nn.Module):
+    """E linear layers as one product: (..., B, inputs) or (..., E, B, inputs) -> (..., E, B, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, members: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, with the members' axis third from the end."""
+        product: Tensor = x @ self.weight + self.bias
+        return product
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over every leading axis (Ioffe & Szegedy 2015), as `nn.BatchNorm1d` does over one.
+
+    Its statistics are those of the batch in training: a rank of several would have its own.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized values, in the shape that came."""
+        if self.training and x.numel() == x.shape[-1]:
+            return x  # one row has no variance
+        normalized: Tensor = self.norm(x.reshape(-1, x.shape[-1]))
+        return normalized.view(x.shape)
+
+
+class Residual(nn.Module):
+    """A block whose input is added to its output."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x + block(x)`."""
+        added: Tensor = x + self.block(x)
+        return added

@@ -1,0 +1,269 @@
+"""The slots against theory: densities, KL, ELBO, PCA's subspace, ensembles, and what a hole may change."""
+
+from itertools import product
+from math import log, pi
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
+
+from narrows.errors import SettingError
+from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.recipes import RECIPES, Recipe, build
+from narrows.networks.dense import ACTIVATIONS, Dense
+from narrows.schema import Batch, Column, Schema
+
+MIXED = Schema(
+    (
+        Column("age", "number", "int64", holes=True),
+        Column("job", "category", "string", width=0, levels=3, holes=True),
+        Column("share", "number", "double", bounded=True),
+        Column("empty", "number", "double", width=0),
+        Column("sex", "binary", "string", width=0, levels=2),
+        Column("when", "date", "timestamp[us]", width=3),
+    )
+)
+NUMBERS = Schema((Column("x", "number", "float", (4,), width=4),))
+CODES = Schema((Column("a", "category", "string", width=0, levels=5), Column("b", "binary", "bool", width=0, levels=2)))
+
+
+def rows_of(schema, count=7, holes=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    codes = [torch.randint(0, k + 1, (count,), generator=generator) for k in schema.levels]
+    numbers = torch.rand(count, schema.numbers, generator=generator)
+    seen = torch.rand(count, schema.cells, generator=generator) > 0.4 if holes else None
+    return Batch(numbers, torch.stack(codes, 1) if codes else torch.zeros(count, 0, dtype=torch.long), seen)
+
+
+def made(recipe="plain", schema=MIXED, latent=2, seed=0, **network):
+    torch.manual_seed(seed)
+    return build(Recipe.parse(recipe), schema, latent, Dense(**{"hidden": (8,), **network}))
+
+
+def test_cells_stand_numbers_first():
+    assert (MIXED.numbers, MIXED.levels, MIXED.cells) == (5, (3, 2), 7)
+    assert MIXED.spans["job"] == slice(5, 6) and MIXED.spans["when"] == slice(2, 5)
+    assert MIXED.spans["empty"] == slice(2, 2)
+    assert MIXED.cell_names == ["age", "share", "when0", "when1", "when2", "job", "sex"]
+    assert Schema.from_json(MIXED.to_json()) == MIXED
+
+
+@pytest.mark.parametrize(("recipe", "schema"), [*product(RECIPES, (MIXED, NUMBERS, CODES))])
+@pytest.mark.parametrize("members", [None, 3])
+def test_every_recipe_keeps_its_promises(recipe, schema, members):
+    module = made(recipe, schema, members=members).train()
+    for batch in (rows_of(schema), rows_of(schema, holes=True), rows_of(schema, count=1)):
+        module.zero_grad()
+        loss = module(batch)
+        ensemble = [members] if members else []
+        assert loss.nll.shape == (1, *ensemble, len(batch), schema.cells)
+        assert loss.total().isfinite() and not loss.broken()
+        loss.total().backward()
+    module.zero_grad()
+    module(rows_of(schema, count=64)).total().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, f"{name} has no gradient"
+    module.eval()
+    hidden = rows_of(schema).with_seen(torch.zeros(7, schema.cells, dtype=torch.bool))
+    assert module.score(hidden).nll.abs().sum() == 0
+    assert module.encode(hidden).z.isfinite().all()
+
+
+def test_joined_likelihood_is_torch_distributions():
+    module = made("vae")
+    assert module.likelihood.width == 5 + 4 + 3
+    batch, outputs = rows_of(MIXED, holes=True), torch.randn(2, 7, 12)
+    got = module.likelihood(outputs).log_prob(batch)
+    gaussian = [0, 2, 3, 4]  # `share` lies in [0, 1] and is Bernoulli; it stands first among the outputs
+    located = {cell: outputs[..., i] for i, cell in enumerate([1, *gaussian])}
+    scale = module.likelihood.families[1].scale()
+    for i, cell in enumerate(gaussian):
+        want = Normal(located[cell], scale[i]).log_prob(batch.numbers[:, cell])
+        torch.testing.assert_close(got[..., cell], want.masked_fill(~batch.seen[:, cell], 0.0))
+    want = Bernoulli(logits=located[1], validate_args=False).log_prob(batch.numbers[:, 1])
+    torch.testing.assert_close(got[..., 1], want.masked_fill(~batch.seen[:, 1], 0.0))
+    for m, logits in enumerate((outputs[..., 5:9], outputs[..., 9:12])):
+        want = Categorical(logits=logits).log_prob(batch.codes[:, m].expand(2, 7))
+        torch.testing.assert_close(got[..., 5 + m], want.masked_fill(~batch.seen[:, 5 + m], 0.0))
+
+
+def test_the_mode_is_a_known_level_even_where_others_are_likelier():
+    module = made("plain", CODES)
+    outputs = torch.zeros(1, 1, 9)
+    outputs[..., 5] = 50.0  # "another level" of the first column
+    outputs[..., 3] = 1.0
+    assert module.likelihood(outputs).codes().tolist() == [[[3, 0]]]
+
+
+def test_mse_is_the_gaussian_of_variance_one_half_without_its_constant():
+    batch, outputs = rows_of(NUMBERS), torch.randn(1, 7, 4)
+    squared = made("plain", NUMBERS).likelihood(outputs).log_prob(batch)
+    normal = Normal(outputs, 0.5**0.5).log_prob(batch.numbers)
+    torch.testing.assert_close(squared - 0.5 * log(pi), normal)
+
+
+def test_kl_is_that_of_torch_distributions():
+    latent = made("vae", NUMBERS, latent=3).latent
+    features = 3 * torch.randn(50, 6)
+    code = latent(features, samples=4)
+    assert code.z.shape == (4, 50, 3)
+    prior = Normal(torch.zeros(3), torch.ones(3))
+    torch.testing.assert_close(code.terms["kl"][0], kl_divergence(code.posterior, prior).sum(-1))
+
+
+def test_elbo_is_the_closed_form_on_a_linear_gaussian_model():
+    """p(z) = N(0, I), p(x|z) = N(Wz + b, s^2 I): at the exact posterior of one code the ELBO is log p(x)."""
+    torch.manual_seed(0)
+    module = made("vae:likelihood=gaussian", NUMBERS, latent=1, hidden=())
+    w, b = torch.randn(4, 1), torch.randn(4)
+    noise = module.likelihood.families[0].scale().detach()
+    variance = 1 / (1 + (w.squeeze() ** 2 / noise**2).sum())
+    projection = variance * w.T / noise**2
+    with torch.no_grad():
+        module.decoder[0].weight.copy_(w)
+        module.decoder[0].bias.copy_(b)
+        module.encoder[0].weight.copy_(torch.cat([projection, torch.zeros(1, 4)]))
+        module.encoder[0].bias.copy_(torch.cat([-projection @ b, variance.log().reshape(1)]))
+    batch = rows_of(NUMBERS)
+    module.eval()
+    code = module.latent(module.encoder(module.embed(batch)), samples=200_000)
+    nll = -module.decode(code.z).log_prob(batch)
+    elbo = -(nll.sum(-1) + code.terms["kl"])
+    covariance = w @ w.T + torch.diag(noise**2)
+    evidence = torch.distributions.MultivariateNormal(b, covariance).log_prob(batch.numbers)
+    torch.testing.assert_close(elbo.mean(0), evidence, atol=2e-2, rtol=0)
+    expected = -nll.mean(0).sum(-1) - code.terms["kl"][0]
+    torch.testing.assert_close(expected, evidence, atol=2e-2, rtol=0)
+
+
+def test_members_are_the_networks_they_are_made_of():
+    """Each member's loss and gradients are those of a single network with its weights."""
+    ensemble = made("plain", MIXED, members=3, norm="layer", residual=True, hidden=(8, 8))
+    batch = rows_of(MIXED, holes=True)
+    ensemble(batch).total().backward()
+    for member in range(3):
+        single = made("plain", MIXED, norm="layer", residual=True, hidden=(8, 8))
+        pairs = list(zip(single.named_parameters(), ensemble.named_parameters(), strict=True))
+        for (name, one), (_, many) in pairs:
+            value = many[member].detach()
+            one.data.copy_(value.T if name.endswith("weight") else value.squeeze(0))
+        single(batch).total().backward()
+        for (name, one), (_, many) in pairs:
+            grad = many.grad[member]
+            want = grad.T if name.endswith("weight") else grad.squeeze(0)
+            torch.testing.assert_close(one.grad, want, atol=1e-5, rtol=1e-4)
+        z = ensemble.encode(batch).z[0, member]
+        torch.testing.assert_close(single.encode(batch).z[0], z)
+
+
+@pytest.mark.parametrize("recipe", ["plain", "denoising", "vae"])
+def test_a_hole_changes_only_what_depends_on_its_cell(recipe):
+    """Other rows keep everything; the row's own loss is that of a row where the value was anything else."""
+    module = made(recipe).eval()
+    batch = rows_of(MIXED)
+    seen = torch.ones(7, 7, dtype=torch.bool)
+    seen[2, 0] = seen[2, 5] = False
+    holed = batch.with_seen(seen)
+    other = Batch(batch.numbers.clone(), batch.codes.clone(), seen)
+    other.numbers[2, 0], other.codes[2, 0] = 123.0, (batch.codes[2, 0] + 1) % 4
+    whole, first, second = module.score(batch), module.score(holed), module.score(other)
+    torch.testing.assert_close(first.per_row(), second.per_row(), atol=0, rtol=0)
+    rest = torch.arange(7) != 2
+    torch.testing.assert_close(whole.nll[:, rest], first.nll[:, rest], atol=0, rtol=0)
+    assert first.nll[0, 2, 0] == 0 == first.nll[0, 2, 5]
+
+
+def test_an_unseen_cell_is_told_from_a_zero():
+    embed = made("denoising").embed
+    zero = Batch(torch.zeros(1, 5), torch.full((1, 2), 3), None)
+    hidden = zero.with_seen(torch.zeros(1, 7, dtype=torch.bool))
+    assert (embed(zero) != embed(hidden)).sum() == 7
+
+
+def test_masking_hides_the_stated_share_and_the_loss_still_counts_it():
+    torch.manual_seed(0)
+    module = made("denoising:noise=0,mask=0.3").train()
+    batch = rows_of(MIXED, count=4000)
+    shown = module.corrupt(batch).seen.float().mean()
+    assert abs(shown - 0.7) < 0.01
+    assert (module(batch).nll != 0).float().mean() > 0.99
+
+
+def test_linear_recipe_reaches_the_subspace_of_pca():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(500, 4, generator=generator) @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5]))
+    x = (x - x.mean(0)) @ torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    module = made("linear", NUMBERS, latent=2)
+    optimizer = torch.optim.LBFGS(module.parameters(), max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    batch = Batch(x, torch.zeros(500, 0, dtype=torch.long))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = module(batch).total()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    learnt = torch.linalg.qr(module.decoder[0].weight).Q
+    principal = torch.linalg.svd(x, full_matrices=False).Vh[:2].T
+    cosines = torch.linalg.svdvals(learnt.T @ principal).clamp(max=1.0)
+    assert cosines.acos().max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_is_an_argument(name):
+    module = made("plain", MIXED, activation=name, dropout=0.1)
+    assert module(rows_of(MIXED)).total().isfinite()
+
+
+def test_batch_norm_is_torch_batch_norm_over_all_rows():
+    module = made("plain", NUMBERS, norm="batch", hidden=(6, 6), residual=True).train()
+    assert module(rows_of(NUMBERS)).total().isfinite()
+    assert module(rows_of(NUMBERS, count=1)).total().isfinite()
+    norm = module.encoder[0][1]
+    x = torch.randn(3, 5, 6)
+    torch.testing.assert_close(norm(x).view(15, 6), torch.nn.BatchNorm1d(6)(x.view(15, 6)))
+
+
+def test_users_own_networks_take_the_places_of_the_dense_ones():
+    encoder, decoder = torch.nn.Linear(4, 2), torch.nn.Linear(2, 4)
+    module = build(Recipe.parse("plain"), NUMBERS, 2, Dense(), {"encoder": encoder, "decoder": decoder})
+    assert isinstance(module, AutoencoderModule) and module.encoder is encoder
+    torch.testing.assert_close(module.encode(rows_of(NUMBERS)).z[0], encoder(rows_of(NUMBERS).numbers))
+
+
+def test_recipes_are_written_as_name_and_arguments():
+    assert Recipe.parse("vae:beta=4").arguments == {"beta": 4.0, "likelihood": "auto"}
+    again = Recipe.parse(str(Recipe.parse("denoising:mask=0.5")))
+    assert again == Recipe.of("denoising", {"mask": 0.5})
+    weights = made("vae:beta=4", NUMBERS).weights
+    assert weights == {"kl": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("veo", "recipe 'veo'"),
+        ("vae:gamma=1", "no argument 'gamma'"),
+        ("vae:beta=much", "a float"),
+        ("vae:beta=-1", "0 or more"),
+        ("denoising:mask=0,noise=0", "above 0"),
+        ("denoising:mask=1.5", "between 0 and 1"),
+        ("plain:code=swish", "activation 'swish'"),
+        ("plain:likelihood=poisson", "likelihood 'poisson'"),
+        ("plain:likelihood=bce", "in [0, 1]"),
+    ],
+)
+def test_impossible_recipes_are_refused_with_what_was_wanted(recipe, said):
+    with pytest.raises(SettingError) as refused:
+        made(recipe)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"norm": "weight"}, {"dropout": 1}, {"members": 0}, {"hidden": (0,)}, {"members": 2, "norm": "batch"}]
+)
+def test_impossible_networks_are_refused(settings):
+    with pytest.raises(SettingError):
+        made("plain", NUMBERS, **settings)
