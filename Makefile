@@ -1,0 +1,47 @@
+# Everything a fresh machine with Python 3.11+ and make needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= .
+DATA ?= ../shared/data
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install run test check proofs bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Narrows needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## a virtual environment in .venv with Narrows and its tools
+
+run: $(INSTALLED) ## train on small real images, compare with PCA, write digits.narrows and report.html
+	$(BIN)/narrows fit digits --latent 8 --out $(OUT)/digits.narrows
+	$(BIN)/narrows evaluate $(OUT)/digits.narrows digits
+	$(BIN)/narrows report $(OUT)/digits.narrows digits --out $(OUT)/report.html
+	@echo "Look at $(OUT)/report.html in a browser: curves, digits beside their reconstructions, a map of the codes."
+	@echo "Ask about the model: $(BIN)/narrows info $(OUT)/digits.narrows"
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## check, then the tests (under 10 minutes on 2 cores)
+	$(BIN)/pytest
+
+proofs: $(INSTALLED) ## the long proofs: 10,000 mutated files, and what needs more than a minute
+	$(BIN)/pytest -m slow --override-ini addopts="-q --strict-markers --strict-config"
+
+bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/README.md)
+	$(BIN)/python benchmarks/seeds.py --data $(DATA)
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) digits.narrows digits.narrows.run report.html
