@@ -1,0 +1,283 @@
+"""The waist: a fitted model is a preparer, a module, and what tasks learnt beside them. Everything passes here.
+
+Rows come in as anything `open_source` takes; answers are arrays, or Arrow tables with the columns, names and types of
+the training data. Inference runs in fixed blocks, padded, so a row's answer does not depend on its neighbours; it
+costs little, since a block is small. Data larger than memory goes through `batches` and the methods named after tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from narrows import tensorfile
+from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError
+from narrows.model.autoencoder import AutoencoderModule, Loss
+from narrows.model.recipes import Recipe, build
+from narrows.networks.dense import Dense
+from narrows.prepare.preparer import Preparer
+from narrows.schema import Batch, Schema
+from narrows.sources.source import open_source
+
+BLOCK = 256  # rows a pass: large enough for two cores to be busy, small enough to pad a single row for nothing
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a task learnt after training and keeps with the model: plain JSON facts, and tensors by name."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """A fitted model.
+
+    Args:
+        preparer: raw columns <-> tensors.
+        module: the trained autoencoder, in eval mode.
+        recipe: how its slots were filled.
+        latent: numbers in a code of one member.
+        network: its dense networks; None where the user brought encoder and decoder.
+        facts: of the training: rows, epochs, losses, why it stopped, seed. No clock, host or path.
+        parts: name -> what a task learnt.
+    """
+
+    preparer: Preparer
+    module: AutoencoderModule
+    recipe: Recipe
+    latent: int
+    network: Dense | None
+    facts: dict[str, Any]
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and cells of the training data."""
+        return self.preparer.schema
+
+    @property
+    def members(self) -> int | None:
+        """Networks side by side; None for one."""
+        return self.network.members if self.network else None
+
+    @property
+    def code_size(self) -> int:
+        """Numbers in the code of one row: `latent` for each member."""
+        return self.latent * (self.members or 1)
+
+    # rows -> answers
+
+    def encode(self, rows: Any) -> np.ndarray:
+        """(n, code_size) float32 codes of rows."""
+        return self._gather((self.codes(batch) for _, batch in self.batches(rows)), self.code_size)
+
+    def decode(self, codes: np.ndarray) -> pa.Table:
+        """The rows that (n, code_size) codes stand for, with the columns and types of the training data.
+
+        Raises:
+            DataError: for codes of another width, or not finite.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype.kind not in "fiu":
+            raise DataError(f"codes of shape {codes.shape} ({codes.dtype})", f"numbers of shape (n, {self.code_size})")
+        z = torch.from_numpy(np.ascontiguousarray(codes, dtype=np.float32))
+        if not z.isfinite().all():
+            raise DataError("codes with NaN or infinity", "finite numbers")
+        restored = [self.rows(z[start : start + 65_536]) for start in range(0, max(len(z), 1), 65_536)]
+        return pa.Table.from_batches(restored)
+
+    def reconstruct(self, rows: Any) -> pa.Table:
+        """The rows as the model gives them back: encoded, decoded, and every hole filled."""
+        restored = [self.rows(self.codes(batch)) for _, batch in self.batches(rows)]
+        return pa.Table.from_batches(restored, self.preparer.arrow_schema)
+
+    def score(self, rows: Any) -> np.ndarray:
+        """(n,) how badly each row fits, in the loss's units over its seen cells: higher is more abnormal."""
+        return self._gather((self.costs(batch).sum(1) for _, batch in self.batches(rows)), None)
+
+    # tensors -> tensors, the river's own units
+
+    def batches(self, rows: Any) -> Iterator[tuple[pa.RecordBatch, Batch]]:
+        """Raw and prepared rows, in order, at most 65,536 at a time."""
+        for _, raw in open_source(rows).batches():
+            yield raw, self.preparer.prepare(raw)
+
+    @torch.inference_mode()
+    def codes(self, batch: Batch) -> Tensor:
+        """(B, code_size) codes."""
+        return self._blocks(batch, lambda part: _flat(self.module.encode(part).z[0]))
+
+    @torch.inference_mode()
+    def cells(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers (B, N), averaged over members, and category codes (B, M) that codes stand for."""
+
+        def decode(part: Batch) -> Tensor:
+            p = self.module.decode(self._grid(part.numbers))
+            numbers, levels = p.numbers()[0], p.codes()[0]
+            if self.members:
+                numbers, levels = numbers.mean(0), levels.mode(0).values
+            return torch.cat([numbers.double(), levels.double()], dim=1)
+
+        as_batch = Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
+        joined = self._blocks(as_batch, decode)
+        return joined[:, : self.schema.numbers].float(), joined[:, self.schema.numbers :].long()
+
+    def rows(self, codes: Tensor) -> pa.RecordBatch:
+        """The rows that (B, code_size) codes stand for."""
+        return self.preparer.restore(*self.cells(codes))
+
+    @torch.inference_mode()
+    def costs(self, batch: Batch) -> Tensor:
+        """(B, C + terms) what each cell, then each of the latent's terms, adds to a row's score; mean over members."""
+
+        def cost(part: Batch) -> Tensor:
+            loss: Loss = self.module.score(part)
+            terms = [self.module.weights.get(name, 1.0) * term for name, term in loss.terms.items()]
+            joined = torch.cat([loss.nll, *(term.unsqueeze(-1) for term in terms)], dim=-1)[0]
+            return joined.mean(0) if self.members else joined
+
+        return self._blocks(batch, cost)
+
+    def _blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
+        """`work` on blocks of exactly BLOCK rows, the last padded with copies of its first row."""
+        results = []
+        for start in range(0, max(len(batch), 1), BLOCK):
+            part = batch[start : start + BLOCK]
+            if 0 < len(part) < BLOCK:
+                part = Batch.concat([part, part[torch.zeros(BLOCK - len(part), dtype=torch.long)]])
+            results.append(work(part.to(self.module.device)).cpu())
+        return torch.cat(results)[: len(batch)]
+
+    def _grid(self, codes: Tensor) -> Tensor:
+        """Flat codes (B, code_size) as the decoder wants them, (1, [E,] B, latent)."""
+        if self.members is None:
+            return codes.unsqueeze(0)
+        return codes.unflatten(1, (self.members, self.latent)).transpose(0, 1).unsqueeze(0)
+
+    @staticmethod
+    def _gather(parts: Iterator[Tensor], width: int | None) -> np.ndarray:
+        arrays = [part.numpy() for part in parts]
+        empty = np.zeros((0,) if width is None else (0, width), np.float32)
+        return np.concatenate(arrays) if arrays else empty
+
+    # the file
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one file, atomically; the same model gives the same bytes.
+
+        Raises:
+            NarrowsError: when the file cannot be written; nothing is left behind.
+        """
+        preparer, prepared = self.preparer.to_file()
+        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"preparer.{name}": tensor for name, tensor in prepared.items()}
+        for name, part in self.parts.items():
+            tensors |= {f"parts.{name}.{key}": tensor for key, tensor in part.tensors.items()}
+        facts = {
+            "preparer": preparer,
+            "recipe": asdict(self.recipe),
+            "latent": self.latent,
+            "network": asdict(self.network) if self.network else None,
+            "training": self.facts,
+            "parts": {name: part.facts for name, part in self.parts.items()},
+        }
+        tensorfile.write(path, "model", facts, tensors)
+
+
+def _flat(z: Tensor) -> Tensor:
+    """Codes ([E,] B, latent) as (B, code_size)."""
+    return z if z.ndim == 2 else z.transpose(0, 1).flatten(1)
+
+
+class _Recipe(pydantic.BaseModel, extra="forbid"):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Facts(pydantic.BaseModel, extra="forbid"):
+    """The facts a model file must hold."""
+
+    preparer: dict[str, Any]
+    recipe: _Recipe
+    latent: pydantic.PositiveInt
+    network: Dense | None
+    training: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+
+def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None) -> Model:
+    """The model in a file.
+
+    Args:
+        path: of a `.narrows` file.
+        modules: `encoder` and `decoder`, for a model that was trained with the user's own; a file holds no code.
+
+    Raises:
+        ModelFileError: for a file that is missing, cut short, damaged, foreign or of a newer format.
+        SettingError: when the model needs `modules` and none came, or the other way round.
+    """
+    facts, tensors = tensorfile.read(path, "model")
+    try:
+        known = _Facts.model_validate(facts)
+        preparer = Preparer.from_file(known.preparer, tensorfile.under("preparer.", tensors))
+        recipe = Recipe.of(known.recipe.name, known.recipe.arguments)
+        _check_modules(path, known.network, modules)
+        weights = tensorfile.under("module.", tensors)
+        module = _module(recipe, preparer.schema, known, modules, weights)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ModelFileError(f"{path}: {where}: {problem['msg']}", "a model written by Narrows") from None
+    parts = {name: Part(part, tensorfile.under(f"parts.{name}.", tensors)) for name, part in known.parts.items()}
+    return Model(preparer, module, recipe, known.latent, known.network, known.training, parts)
+
+
+def _check_modules(path: str | Path, network: Dense | None, modules: Mapping[str, nn.Module] | None) -> None:
+    if network is None and (modules is None or set(modules) != {"encoder", "decoder"}):
+        raise SettingError(
+            f"{path} was trained with an encoder and a decoder of the user's own",
+            "both of them, built as they were then",
+            "load(path, modules={'encoder': ..., 'decoder': ...})",
+        )
+    if network is not None and modules:
+        raise SettingError(f"modules for {path}, which has its own networks", "no modules")
+
+
+def _module(
+    recipe: Recipe,
+    schema: Schema,
+    known: _Facts,
+    modules: Mapping[str, nn.Module] | None,
+    weights: dict[str, Tensor],
+) -> AutoencoderModule:
+    """The module with its weights, after the file's shapes were compared with what its facts promise."""
+    try:
+        if not modules:  # on the meta device nothing is allocated, whatever sizes the facts claim
+            with torch.device("meta"):
+                _compare(build(recipe, schema, known.latent, known.network or Dense()), weights)
+        module = build(recipe, schema, known.latent, known.network or Dense(), modules)
+        _compare(module, weights)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if isinstance(error, NarrowsError):
+            raise
+        raise ModelFileError(f"a network that cannot be built ({error})", "a model written by Narrows") from None
+    module.load_state_dict(weights)
+    return module.eval()
+
+
+def _compare(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    promised = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in module.state_dict().items()}
+    stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    for name in sorted(promised.keys() | stored.keys()):
+        if promised.get(name) != stored.get(name):
+            raise ModelFileError(f"weights {name}: {stored.get(name)}", f"{promised.get(name)}", "write the model again")

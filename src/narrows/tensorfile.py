@@ -1,0 +1,110 @@
+"""Tensors and facts in one safetensors file, written whole or not at all, and checked when read.
+
+Used for models and for checkpoints. The facts are one JSON text under one metadata key (safetensors writes several
+keys in random order), with sorted keys, so equal contents are equal bytes. A checksum over facts and tensors tells
+damage from data; it is no signature, and loading never runs code, so a file from a stranger can at worst be wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from narrows.errors import ModelFileError
+from narrows.files import atomic
+
+FORMAT = 1
+KEY = "narrows"
+
+
+def write(path: str | Path, kind: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write facts and tensors to `path`, atomically.
+
+    Args:
+        path: of the file; replaced if it is there.
+        kind: what the file is (`model`, `checkpoint`), so that one is not taken for the other.
+        facts: plain JSON values; no NaN.
+        tensors: name -> tensor; copied to the CPU.
+
+    Raises:
+        NarrowsError: when the file cannot be written; nothing is left behind.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
+    header["checksum"] = checksum(header, stored)
+    with atomic(path) as temporary:
+        save_file(stored, temporary, metadata={KEY: dumps(header)})
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of the file that `write` wrote.
+
+    Raises:
+        ModelFileError: for a file that is missing, damaged, foreign, of another kind or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no file {path}", f"a {kind} file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            header = _header(path, kind, text)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(
+            f"{path} is cut short, damaged or no {kind} file ({error})", f"a {kind} written by Narrows", "write it again"
+        ) from None
+    if header.pop("checksum", None) != checksum(header, tensors):
+        raise ModelFileError(f"{path} is damaged: its contents do not match its checksum", hint="write or copy it again")
+    facts: dict[str, Any] = header["facts"]
+    return facts, tensors
+
+
+def _header(path: Path, kind: str, text: str | None) -> dict[str, Any]:
+    """The checked JSON of a file."""
+    foreign = ModelFileError(f"{path} was not written by Narrows", f"a {kind} file")
+    if text is None:
+        raise foreign
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ModelFileError(f"{path} is damaged: its facts are not JSON", hint="write or copy it again") from None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise foreign
+    if header["format"] > FORMAT:
+        raise ModelFileError(
+            f"{path} has format {header['format']}", f"format {FORMAT} or older", "a newer version of narrows"
+        )
+    if header.get("kind") != kind or not isinstance(header.get("facts"), dict):
+        raise ModelFileError(f"{path} is a {header.get('kind')} file", f"a {kind} file")
+    return header
+
+
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the facts and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(dumps(header).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def dumps(facts: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: equal facts, equal text."""
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
