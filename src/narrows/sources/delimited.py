@@ -1,0 +1,256 @@
+"""Text tables: fields between commas, semicolons, tabs or bars; header, delimiter and types found by looking.
+
+A file is one piece, read from its beginning each time: rows that are skipped are split but not converted. It is read
+twice, the first time (up to 256 MB) to find types that hold every row. Dates are ISO 8601 only, numbers have a decimal
+point; fields may be quoted, and quotes carry no meaning of their own, so `"7"` is a number and `""` is missing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from narrows.errors import DataError, DataWarning
+from narrows.sources.inference import MISSING, convert, first_misfit, joined_type, looks_like_number, widened
+from narrows.sources.paths import File, reading
+from narrows.sources.source import Source, checked_names, numbered
+
+SNIFFED_BYTES = 256 << 20
+_SAMPLE_BYTES = 1 << 20
+_SAMPLE_ROWS = 1000
+_BLOCK_BYTES = 4 << 20
+_DELIMITERS = "\t;|,"  # a comma is the one most often found inside fields, so it comes last among equals
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the lines of a text file are to be split.
+
+    Args:
+        delimiter: between fields.
+        header: whether the first line names the columns.
+        names: of the columns; `c0`, `c1`, ... without a header.
+        blank: empty lines before the first row.
+        encoding: `utf-8`, or what else the bytes are.
+    """
+
+    delimiter: str
+    header: bool
+    names: tuple[str, ...]
+    blank: int = 0
+    encoding: str = "utf-8"
+
+
+class DelimitedSource(Source):
+    """One text file, its layout and the types of its columns known."""
+
+    def __init__(self, file: File, layout: Layout, types: Sequence[pa.DataType], rows: int | None) -> None:
+        self._file, self._layout, self._rows = file, layout, rows
+        self.name = file.name
+        self.schema = checked_names(pa.schema(list(zip(layout.names, types, strict=True))), file.name)
+        self.pieces = (0,)
+
+    def rows_of(self, piece: int) -> int | None:
+        """Rows of the file, where all of it was sniffed."""
+        return self._rows
+
+    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """See `Source.read`."""
+        return numbered(piece, skip, self._batches(skip))
+
+    def _batches(self, skip: int) -> Iterator[pa.RecordBatch]:
+        row = 0
+        for texts in split_rows(self._file, self._layout):
+            start = max(0, skip - row)
+            if start < texts.num_rows:
+                yield self._converted(texts.slice(start), row + start)
+            row += texts.num_rows
+
+    def _converted(self, texts: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        columns = []
+        for field, values in zip(self.schema, texts.columns, strict=True):
+            try:
+                columns.append(convert(values, field.type))
+            except pa.ArrowInvalid as error:
+                at, value = first_misfit(values, field.type)
+                got = f"{self.name} row {row + at + 1}, column {field.name!r}: {value!r}"
+                hint = f"the first {SNIFFED_BYTES >> 20} MB decided the type: mend the row, or put the like before it"
+                raise DataError(got, f"{field.type}, as in the rows before", hint) from error
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def open_delimited(files: list[File], header: bool | None) -> list[Source]:
+    """Sources of text files that share columns and types; a type is widened until it holds the rows of all files.
+
+    Raises:
+        DataError: a file has no rows, rows of differing length, or other columns than the first.
+    """
+    layouts: list[Layout] = []
+    types: list[pa.DataType] = []
+    counts: list[int | None] = []
+    budget = SNIFFED_BYTES
+    for file in files:
+        layout = _layout(file, header)
+        header = layout.header  # a short file of texts may not show what the first one shows
+        layout, found, rows, size = _sniff_or_latin(file, layout, budget)
+        if layouts and layout.names != layouts[0].names:
+            raise DataError(
+                f"{file.name} has columns {list(layout.names)}", f"{list(layouts[0].names)}, as in the first"
+            )
+        types = [joined_type(pair) for pair in zip(types or found, found, strict=True)]
+        layouts.append(layout)
+        counts.append(rows)
+        budget = max(0, budget - size)
+    found_of = zip(files, layouts, counts, strict=True)
+    return [DelimitedSource(file, layout, types, rows) for file, layout, rows in found_of]
+
+
+def split_rows(file: File, layout: Layout) -> Iterator[pa.RecordBatch]:
+    """All rows as texts, missing markers as nulls, in batches of about 4 MB.
+
+    Raises:
+        DataError: a row has too few or too many fields, or the bytes are damaged.
+    """
+    ragged: list[pacsv.InvalidRow] = []
+    with reading(file.name):
+        try:
+            yield from _open_rows(file, layout, ragged, threads=True)
+        except pa.ArrowInvalid as error:
+            if not ragged:
+                raise
+            number = _number_of(file, layout)
+            raise DataError(
+                f"{file.name} line {number} has {ragged[0].actual_columns} fields",
+                f"{ragged[0].expected_columns} between {layout.delimiter!r} in each line",
+            ) from error
+
+
+def _open_rows(file: File, layout: Layout, ragged: list[pacsv.InvalidRow], threads: bool) -> Iterator[pa.RecordBatch]:
+    def refuse(row: pacsv.InvalidRow) -> str:
+        ragged.append(row)
+        return "error"
+
+    read = pacsv.ReadOptions(
+        use_threads=threads,
+        column_names=list(layout.names),
+        skip_rows=layout.blank,
+        skip_rows_after_names=int(layout.header),
+        block_size=_BLOCK_BYTES,
+        encoding=layout.encoding,
+    )
+    parse = pacsv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=refuse)
+    texts = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(layout.names, pa.string()),
+        null_values=MISSING,
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+    )
+    with file.stream() as stream:
+        yield from pacsv.open_csv(stream, read, parse, texts)
+
+
+def _number_of(file: File, layout: Layout) -> int | None:
+    """The number of the first ragged line: pyarrow counts lines only where it reads with one thread."""
+    ragged: list[pacsv.InvalidRow] = []
+    try:
+        for _ in _open_rows(file, layout, ragged, threads=False):
+            pass
+    except pa.ArrowInvalid:
+        return ragged[0].number if ragged else None
+    return None
+
+
+def _sniff_or_latin(file: File, layout: Layout, budget: int) -> tuple[Layout, list[pa.DataType], int | None, int]:
+    """`_sniff`, again as Latin-1 where bytes are no UTF-8: those always decode, if not always to what was meant."""
+    try:
+        return layout, *_sniff(file, layout, budget)
+    except DataError as error:
+        if layout.encoding != "utf-8" or "UTF8" not in str(error):
+            raise
+    warnings.warn(f"{file.name} is not UTF-8 text; read as Latin-1", DataWarning, stacklevel=2)
+    layout = _layout(file, layout.header, "latin-1")
+    return layout, *_sniff(file, layout, budget)
+
+
+def _sniff(file: File, layout: Layout, budget: int) -> tuple[list[pa.DataType], int | None, int]:
+    """Types of the columns, the number of rows if the budget reached to the end, and the bytes looked at."""
+    types = [pa.null()] * len(layout.names)
+    rows = size = 0
+    for texts in split_rows(file, layout):
+        if size > 0 and size >= budget:
+            return types, None, size
+        types = [widened(type, column) for type, column in zip(types, texts.columns, strict=True)]
+        rows += texts.num_rows
+        size += texts.nbytes
+    if rows == 0:
+        raise DataError(f"{file.name} has a header and no rows", "at least one row", "header=False if there is none")
+    return types, rows, size
+
+
+def _layout(file: File, header: bool | None, encoding: str | None = None) -> Layout:
+    """Judge the first megabyte of a file."""
+    with reading(file.name), file.stream() as stream:
+        head = stream.read(_SAMPLE_BYTES)
+    encoding = encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head).removeprefix("\ufeff")
+    lines = text.splitlines(keepends=True)
+    if len(head) == _SAMPLE_BYTES and len(lines) > 1:
+        lines.pop()  # cut short
+    blank = next((index for index, line in enumerate(lines) if line.strip("\r\n")), len(lines))
+    delimiter = _delimiter(lines[blank : blank + 100])
+    rows = _fields(lines[blank:], delimiter)
+    if not rows:
+        raise DataError(f"{file.name} has no rows", "at least one")
+    _check_spaced(file, rows)
+    header = _is_header(rows[0], rows[1:]) if header is None else header
+    names = [field.strip() or f"c{index}" for index, field in enumerate(rows[0])]
+    names = names if header else [f"c{index}" for index in range(len(rows[0]))]
+    checked_names(pa.schema([(name, pa.null()) for name in names]), file.name)
+    return Layout(delimiter, header, tuple(names), blank, encoding)
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The delimiter that cuts most lines into the same number of fields, more than one."""
+    shares = {}
+    for delimiter in _DELIMITERS:
+        counts = Counter(len(row) for row in _fields(lines, delimiter))
+        fields, rows = counts.most_common(1)[0] if counts else (1, 0)
+        shares[delimiter] = rows / max(1, counts.total()) if fields > 1 else 0.0
+    best = max(shares, key=lambda delimiter: shares[delimiter])
+    return best if shares[best] > 0 else ","
+
+
+def _fields(lines: list[str], delimiter: str) -> list[list[str]]:
+    """Up to 1,000 rows of the sample as fields; what Python's reader cannot split ends it."""
+    rows: list[list[str]] = []
+    with suppress(csv.Error):
+        rows.extend(row for row in islice(csv.reader(lines, delimiter=delimiter), _SAMPLE_ROWS) if row)
+    return rows
+
+
+def _is_header(first: list[str], below: list[list[str]]) -> bool:
+    """Whether a row names columns: it has no number, and the rows below have some, or do not repeat its texts."""
+    if any(looks_like_number(field) for field in first) or len(set(first)) < len(first):
+        return False
+    columns = [
+        [row[i].strip() for row in below if i < len(row) and row[i].strip() not in MISSING] for i in range(len(first))
+    ]
+    if any(column and all(map(looks_like_number, column)) for column in columns):
+        return True
+    return all(field.strip() not in column for field, column in zip(first, columns, strict=True))
+
+
+def _check_spaced(file: File, rows: list[list[str]]) -> None:
+    parts = rows[-1][0].split()
+    if len(rows[-1]) == 1 and len(parts) > 1 and all(map(looks_like_number, parts)):
+        hint = "numpy.loadtxt, and passing the array"
+        raise DataError(f"{file.name} has fields between spaces", "commas, semicolons, tabs or bars", hint)

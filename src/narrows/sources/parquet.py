@@ -1,0 +1,51 @@
+"""Parquet files: a piece is a row group, read in batches, never whole.
+
+A row group is the smallest unit that Parquet can find: reading from its middle decodes it from its start. A file of
+one giant row group is read in order, so only the shuffle's window mixes it; write it anew with smaller ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from narrows.errors import DataError
+from narrows.sources.paths import File, reading
+from narrows.sources.source import BATCH_BYTES, BATCH_ROWS, Source, checked_names, numbered
+
+
+class ParquetSource(Source):
+    """One Parquet file; opening reads its footer only."""
+
+    def __init__(self, file: File) -> None:
+        self._file, self.name = file, file.name
+        with reading(self.name), pq.ParquetFile(file.open()) as opened:
+            metadata, schema = opened.metadata, opened.schema_arrow
+            groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+            self._rows = [int(group.num_rows) for group in groups]
+            size = sum(group.total_byte_size for group in groups)
+        self.schema = checked_names(schema, self.name)
+        self.pieces = tuple(index for index, rows in enumerate(self._rows) if rows > 0)
+        self._step = max(1, min(BATCH_ROWS, BATCH_BYTES * sum(self._rows) // max(1, size)))
+
+    def rows_of(self, piece: int) -> int:
+        """Rows in a row group, as the footer says."""
+        return self._rows[piece]
+
+    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """See `Source.read`."""
+        return numbered(piece, skip, self._batches(piece, skip))
+
+    def _batches(self, piece: int, skip: int) -> Iterator[pa.RecordBatch]:
+        row = 0
+        with reading(self.name), pq.ParquetFile(self._file.open()) as opened:
+            for batch in opened.iter_batches(batch_size=self._step, row_groups=[piece]):
+                batch.validate(full=True)  # damaged pages can hold texts that are none
+                start = max(0, skip - row)
+                row += batch.num_rows
+                if start < batch.num_rows:
+                    yield batch.slice(start).replace_schema_metadata(None)
+        if row != self._rows[piece]:
+            raise DataError(f"{self.name} row group {piece} has {row} rows", f"{self._rows[piece]}, as its footer says")

@@ -1,0 +1,186 @@
+"""What a source is: raw rows in pieces that can be read on their own, and `open_source`, which makes one of any data.
+
+    data, path or URL -> open_source -> Source -> read(piece) -> (row id, record batch), (row id, record batch), ...
+
+Every row has an id that stays the same however the source is sharded, shuffled or cut into batches; splits and
+samples are functions of it. The price is that pieces are numbered once, when the source is opened: files that are
+added or changed later are not noticed. Knows nothing of what columns mean, and keeps every Arrow type as it comes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from narrows.errors import DataError, SettingError
+
+BATCH_ROWS = 65_536
+BATCH_BYTES = 16 << 20  # a shuffle holds a batch of several pieces at once
+PIECE_BITS = 40  # a piece of 2^40 rows is longer than any file; 2^23 pieces are left below the sign bit
+
+ACCEPTED = (
+    "an array or tensor of 2 or more dimensions, a DataFrame, an Arrow table or stream, or a path (or glob, folder, "
+    "URL) of .parquet, .csv, .tsv, .txt (also .gz), .npy, .npz or IDX files, or the word 'digits'"
+)
+
+
+class Source(ABC):
+    """Rows of one schema, in pieces.
+
+    Attributes:
+        name: for messages: the file, or the kind of object.
+        schema: of every batch.
+        pieces: ids of the units that can be read on their own, in order: row groups of Parquet files, slabs of an
+            array, a whole CSV file.
+    """
+
+    name: str
+    schema: pa.Schema
+    pieces: tuple[int, ...]
+
+    @abstractmethod
+    def rows_of(self, piece: int) -> int | None:
+        """Rows in a piece, where known without reading it."""
+
+    @abstractmethod
+    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Batches of a piece in order, each with the id of its first row: `piece << 40 | row in the piece`.
+
+        Args:
+            piece: one of `pieces`.
+            skip: rows of the piece to leave out at its start; beyond its end nothing is read.
+
+        Yields:
+            At most 65,536 rows and about 16 MB at a time, never 0 rows; ids rise by 1 from row to row of a batch.
+
+        Raises:
+            DataError: the bytes are damaged, or a cell does not fit its column.
+        """
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of all pieces, where known without reading everything."""
+        counts = [self.rows_of(piece) for piece in self.pieces]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """All pieces in order, each batch with the id of its first row."""
+        for piece in self.pieces:
+            yield from self.read(piece)
+
+    def shard(self, rank: int, size: int) -> Source:
+        """The rows that fall to one of `size` readers, with their ids; together the shards are the whole.
+
+        Every size-th piece; where there are fewer pieces than readers, every size-th block of rows of each piece,
+        which all readers must then read through where rows cannot be skipped (CSV).
+        """
+        if not 0 <= rank < size:
+            raise SettingError(f"rank {rank} of {size}", f"a rank from 0 to {size - 1}" if size > 0 else "size >= 1")
+        return self if size == 1 else Shard(self, rank, size)
+
+
+class Shard(Source):
+    """One reader's share of a source; see `Source.shard`."""
+
+    def __init__(self, whole: Source, rank: int, size: int) -> None:
+        self._whole, self._rank, self._size = whole, rank, size
+        self._by_piece = len(whole.pieces) >= size
+        self.name, self.schema = whole.name, whole.schema
+        self.pieces = whole.pieces[rank::size] if self._by_piece else whole.pieces
+
+    def rows_of(self, piece: int) -> int | None:
+        """Rows of the piece that are in the shard."""
+        rows = self._whole.rows_of(piece)
+        if self._by_piece or rows is None:
+            return rows
+        return sum(stop - start for start, stop in self._blocks(piece, 0, rows))
+
+    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """As of the whole source; `skip` counts the rows of the whole piece."""
+        if self._by_piece:
+            yield from self._whole.read(piece, skip)
+            return
+        for row_id, batch in self._whole.read(piece, skip):
+            first = row_in_piece(row_id)
+            for start, stop in self._blocks(piece, first, first + batch.num_rows):
+                yield row_id + start - first, batch.slice(start - first, stop - start)
+
+    def shard(self, rank: int, size: int) -> Source:
+        """Refused for more than one reader: shard the whole source instead."""
+        if size == 1:
+            return self
+        raise SettingError(f"{self.name} is a shard already", hint="sharding the whole source once")
+
+    def _blocks(self, piece: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The shard's row ranges among rows `first` to `stop` of a piece."""
+        rows = self._whole.rows_of(piece)
+        # Sixteen turns each balance the readers and mix sorted data; blocks of few rows would only cost time.
+        block = BATCH_ROWS if rows is None else max(1, min(BATCH_ROWS, -(-rows // (16 * self._size))))
+        shift = self.pieces.index(piece)
+        for number in range(first // block, -(-stop // block)):
+            if (number + shift) % self._size == self._rank:
+                yield max(first, number * block), min(stop, (number + 1) * block)
+
+
+def row_in_piece(row_id: int) -> int:
+    """The part of a row id that counts rows within the piece."""
+    return row_id & ((1 << PIECE_BITS) - 1)
+
+
+def numbered(piece: int, row: int, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Consecutive batches of a piece from row `row` on, cut to size and with their row ids."""
+    for batch in batches:
+        step = max(1, min(BATCH_ROWS, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+        for start in range(0, batch.num_rows, step):
+            yield piece << PIECE_BITS | row + start, batch.slice(start, step)
+        row += batch.num_rows
+
+
+def checked_names(schema: pa.Schema, name: str) -> pa.Schema:
+    """The schema without metadata.
+
+    Raises:
+        DataError: there is no column, or two share a name.
+    """
+    if not schema.names:
+        raise DataError(f"{name} has no columns", "at least one")
+    twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+    if twice:
+        raise DataError(f"{name} has more than one column named {', '.join(map(repr, twice))}", "distinct names")
+    return schema.remove_metadata()
+
+
+def open_source(data: Any, *, header: bool | None = None) -> Source:
+    """Make a source of any data that Narrows reads.
+
+    Args:
+        data: a Source (returned as it is); an ndarray or tensor (rows first: one column `x` of fixed-shape tensors;
+            object, text and date arrays: columns `x0`, `x1`, ...; structured arrays: a column a field); a pandas
+            DataFrame (its index is dropped); anything with `__arrow_c_stream__`, such as a pyarrow or polars table
+            (a reader that gives its rows once is read into memory); a path, glob, folder (with `key=value` folders
+            too), URL or list of paths of Parquet, CSV, .npy, .npz or IDX files of one kind; or the word 'digits',
+            the 1,797 small images of scikit-learn. Files are told apart by their first bytes, not by their names.
+        header: whether text files open with a line of column names; None: judged from the first lines.
+
+    Raises:
+        DataError: there is no such file, it is empty or damaged, or the object is none of these.
+    """
+    # The openers import the contract above, and each brings readers that other data does not need.
+    from narrows.sources.arrays import open_object
+    from narrows.sources.joined import open_files
+    from narrows.sources.paths import find
+
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, str) and data == "digits":
+        from narrows.sources.arrayfiles import open_digits
+
+        return open_digits()
+    paths = list(data) if isinstance(data, (list, tuple)) else [data]
+    if paths and all(isinstance(path, (str, Path)) for path in paths):
+        return open_files([file for path in paths for file in find(path)], header)
+    return open_object(data)
