@@ -1,0 +1,1 @@
+"""Batches and a module in, weights out: one loop, its optimizers, stops, checkpoints and progress."""

@@ -1,0 +1,142 @@
+"""The folder of a run: its settings, its metrics, and a checkpoint from which it goes on exactly.
+
+    run.json                 settings, versions, seed, machine, when it began and ended
+    metrics.jsonl            a line for every record, flushed as it is written
+    checkpoint.safetensors   the whole state, replaced in one piece
+
+The model is worth more than its folder: once training runs, a full disk costs the checkpoint and a warning, not the
+run. What is here may hold clocks and paths; nothing of it goes into a model file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from narrows import tensorfile
+from narrows.errors import FitWarning, NarrowsError, SettingError
+from narrows.files import atomic
+from narrows.train.settings import Record
+
+# Settings that may change between a run and its continuation: they do not decide what a step does.
+FREE = ("time_limit", "checkpoint_every", "budget")
+
+
+@dataclass
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: of the folder; made if it is not there.
+        identity: what decides the outcome of the run, as plain JSON values by name.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Facts and tensors of the checkpoint to go on from; None where there is none.
+
+        Raises:
+            SettingError: when the checkpoint is of a run with other settings, naming the first that differs.
+            ModelFileError: when it is damaged or foreign.
+        """
+        if not self._checkpoint.exists():
+            return None
+        facts, tensors = tensorfile.read(self._checkpoint, "checkpoint")
+        stored, wanted = facts.get("identity", {}), json.loads(json.dumps(self.identity))
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise SettingError(
+                    f"{name}={wanted.get(name)!r} for the run in {self.path}",
+                    f"{stored.get(name)!r}, as it began",
+                    "the settings it began with, or a new folder",
+                )
+        return facts, tensors
+
+    def open(self, records: list[Record], resumed: bool) -> None:
+        """Make the folder ready: its metrics end with `records`; an earlier run in it is replaced unless `resumed`.
+
+        Raises:
+            NarrowsError: when the folder cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resumed:
+                self._checkpoint.unlink(missing_ok=True)
+                self._description.unlink(missing_ok=True)
+        except OSError as error:
+            raise NarrowsError(f"no run folder {self.path}: {error.strerror}", hint="another folder") from None
+        self._describe(**{"resumed" if resumed else "started": _now()}, **_surroundings())
+        with atomic(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(_line(record) for record in records), "utf-8")
+
+    def save(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Replace the checkpoint; a warning where that cannot be done, the one before then stays."""
+        identified = {"identity": self.identity, **facts}
+        self._attempt(lambda: tensorfile.write(self._checkpoint, "checkpoint", identified, tensors))
+
+    def record(self, record: Record) -> None:
+        """Add a line to the metrics; a warning where that cannot be done."""
+        self._attempt(lambda: self._append(_line(record)))
+
+    def finish(self, reason: str) -> None:
+        """Note why the run ended, and when."""
+        self._attempt(lambda: self._describe(finished=_now(), reason=reason))
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def _description(self) -> Path:
+        return self.path / "run.json"
+
+    def _describe(self, **facts: Any) -> None:
+        """Write run.json: what it said before, and these facts."""
+        before = json.loads(self._description.read_text("utf-8")) if self._description.exists() else {}
+        with atomic(self._description) as temporary:
+            text = json.dumps({**before, "settings": self.identity, **facts}, indent=2, sort_keys=True)
+            temporary.write_text(text + "\n", "utf-8")
+
+    def _append(self, line: str) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (NarrowsError, OSError, SafetensorError, ValueError) as error:
+            warnings.warn(FitWarning(f"run folder {self.path}: {error}; training goes on without"), stacklevel=2)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _surroundings() -> dict[str, Any]:
+    machine = {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    versions = {name: version(name) for name in ("narrows", "torch", "safetensors")}
+    return {"machine": machine, "versions": {"python": platform.python_version(), **versions}}

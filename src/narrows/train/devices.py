@@ -1,0 +1,113 @@
+"""Where to compute and how: the device, the precision of products, denormal numbers, and threads.
+
+Every choice follows from the processor's features and the sizes of the work, never from a stopwatch, so that it is the
+same choice each time. The thresholds were measured on two Zen 5 cores with torch 2.13 and are stated at each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import nn
+
+from narrows.errors import SettingError
+from narrows.train.settings import Precision
+
+# Products a forward pass from which bfloat16 repays its conversions. At 784-1000-500-250-30 and 512 rows (1.4e9) a
+# step takes 13 ms instead of 39, at 784-256-64 and 512 rows (2.2e8) 2.6 instead of 6.1, at 784-64 and 32 rows more.
+REPAYS_BFLOAT16 = 1 << 27
+
+# Products a forward pass below which one thread is faster than two: 100-64-32 at 32 rows (5e5) 0.22 ms against
+# 0.31, 784-128 at 32 rows (6e6) about equal.
+REPAYS_THREADS = 1 << 22
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of this name; None or `auto` takes a GPU where CUDA has one, else the CPU.
+
+    Raises:
+        SettingError: for a name torch does not know, or a device that is not there.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0][:120]
+        raise SettingError(f"device {name!r} ({reason})", "auto, cpu, cuda or cuda:0", "device='cpu'") from None
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 run in hardware: CUDA GPUs since 2020, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private in torch 2.13
+    return bool(supported and supported())
+
+
+def products(module: nn.Module, rows: int) -> int:
+    """Multiplications in a forward pass of `rows` rows, reckoned as those of dense layers."""
+    return rows * sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+
+
+def choose_precision(module: nn.Module, rows: int, device: torch.device, precision: Precision) -> torch.dtype | None:
+    """The type that autocast uses for products, None for float32 throughout.
+
+    Args:
+        module: with its weights; they stay float32 in either case.
+        rows: of a step.
+        device: where the module is.
+        precision: `auto` takes bfloat16 where `has_bfloat16` and the work repays it.
+    """
+    if precision == "float32":
+        return None
+    repaid = has_bfloat16(device) and products(module, rows) >= REPAYS_BFLOAT16
+    return torch.bfloat16 if precision == "bfloat16" or repaid else None
+
+
+@contextmanager
+def threads_for(module: nn.Module, rows: int) -> Iterator[None]:
+    """One thread where a step is too small to share, torch's own number elsewhere; as it was at the end."""
+    before = torch.get_num_threads()
+    if products(module, rows) < REPAYS_THREADS and before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Numbers below 1.2e-38 count as zero in the body of a `with`.
+
+    Averages that Adam keeps of vanished gradients decay to such numbers, which processors handle slowly: a step took
+    up to 35 times as long.
+    """
+    before = bool((torch.tensor([1e-40]) * 1.0 == 0).item())
+    _flush_denormals(True)
+    try:
+        yield
+    finally:
+        if not before:
+            _flush_denormals(False)
+
+
+def _flush_denormals(on: bool) -> None:
+    """Set the flag in this thread and in the threads that torch computes with.
+
+    Those of GNU's OpenMP take it over from this thread when they are made, and not later; so they are let go.
+    """
+    torch.set_flush_denormal(on)
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).omp_pause_resource_all(1)  # 1: softly; the next parallel product makes new threads

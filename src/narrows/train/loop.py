@@ -1,0 +1,261 @@
+"""The one training loop: batches and a module in, the best weights in the module and a history out.
+
+It trains anything whose `forward(batch)` gives a loss that can be totaled. Every draw is a function of (seed, step)
+and the state is whole between any two steps, so a run that was killed goes on bit for bit as if it had not been (on
+one kind of CPU). What it does not know: what the module is, and where the rows come from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from narrows.errors import DataError, FitWarning, SettingError, TrainingError
+from narrows.schema import Stream
+from narrows.train.checkpoint import FREE, RunFolder
+from narrows.train.devices import denormals_as_zero, threads_for
+from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share
+from narrows.train.progress import Bar
+from narrows.train.randomness import kept
+from narrows.train.settings import Record, Training, Watch
+from narrows.train.state import State
+from narrows.train.step import Broken, Stepper
+from narrows.train.stops import FINISHED, History, stop_reason
+
+LONG = 10_000  # steps after which an epoch that is not over yet is recorded, validated and judged
+BLINK = 0.1  # seconds between two looks at what goes by the clock: the bar, the checkpoint, the time limit
+
+
+def train(
+    module: nn.Module,
+    stream: Stream,
+    validation: Stream | None,
+    training: Training,
+    *,
+    epochs: int,
+    lr: float | None = None,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> History:
+    """Train a module on the device where it is, and leave the best weights in it, in eval mode.
+
+    Best means the lowest validation loss, or without validation rows the last. Ctrl-C ends training as if it were
+    over, with a warning; so does a loss or gradient that is not finite, once an epoch was finished. The caller's
+    random state, number of threads and treatment of denormal numbers are given back as they were.
+
+    Args:
+        module: `module(batch)` gives a `Loss`; if it has a method `after_step`, that is called after every step.
+        stream: of training rows; see `Training.step_rows` for the batch size that it should give.
+        validation: of rows held out; its epoch 0 is read after every epoch.
+        training: how to train.
+        epochs: to train at most.
+        lr: peak learning rate; None takes the optimizer's of `DEFAULT_RATES`.
+        seed: decides every draw.
+        watch: folder, progress and callbacks; None for none.
+
+    Raises:
+        SettingError: for settings out of range, or other than those of the run to go on with.
+        DataError: when a stream is empty.
+        TrainingError: when the loss is not finite before an epoch was finished; the weights are those before.
+    """
+    training.check()
+    if epochs < 1:
+        raise SettingError(f"epochs={epochs}", "at least 1")
+    if lr is not None and not 0 < lr < math.inf:
+        raise SettingError(f"lr={lr}", "a number above 0, or None")
+    run = _Run(module, (stream, validation), training, epochs, lr, seed, watch or Watch())
+    with run.settled():
+        warning = run.run()
+    if warning:
+        warnings.warn(FitWarning(warning), stacklevel=2)
+    return run.state.history
+
+
+class _Run:
+    """One call of `train`: its state, and the clock."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        streams: tuple[Stream, Stream | None],
+        training: Training,
+        epochs: int,
+        lr: float | None,
+        seed: int,
+        watch: Watch,
+    ) -> None:
+        (self.stream, self.validation), self.training, self.watch = streams, training, watch
+        self.epochs, self.rows = epochs, self.stream.rows
+        self.peak = lr if lr is not None else DEFAULT_RATES[training.optimizer]
+        if self.rows is None and training.schedule != "constant":
+            raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
+        self.state = State(module, make_optimizer(module, training))
+        self.stepper = Stepper(module, self.state.optimizer, training, training.step_rows(self.rows), seed)
+        self.folder = RunFolder(watch.folder, self._identity(seed)) if watch.folder else None
+        self.bar = Bar(watch.verbose, epochs, self.rows)
+        self.began = self.due = self.wake = 0.0
+
+    def _identity(self, seed: int) -> dict[str, Any]:
+        """What a run that goes on with this one must share."""
+        settings = {name: value for name, value in self.training.get_params().items() if name not in FREE}
+        rows = {"rows": self.rows, "validation_rows": self.validation and self.validation.rows}
+        return {**settings, **rows, "epochs": self.epochs, "lr": self.peak, "seed": seed, **self.watch.about}
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Everything around the run that training changes: changed, and changed back."""
+        with ExitStack() as stack:
+            stack.callback(self.state.module.eval)
+            stack.callback(self.state.optimizer.forget)
+            stack.enter_context(kept(self.stepper.device))
+            stack.enter_context(threads_for(self.state.module, self.training.step_rows(self.rows)))
+            stack.enter_context(denormals_as_zero())
+            stack.enter_context(self.bar)
+            self.state.optimizer.forget()
+            yield
+
+    def run(self) -> str:
+        """Train to the end; what the user should be warned of, or nothing."""
+        self._begin()
+        warning = ""
+        try:
+            self._train()
+            self._save()
+        except KeyboardInterrupt:
+            warning = self._interrupted()
+        except Broken as broken:
+            warning = self._diverged(broken)
+        finally:
+            if self.folder:
+                self.folder.finish(self.state.history.reason or "failed")
+        if self.validation is not None or self.state.history.reason == "diverged":
+            self.state.restore_best()
+        return warning
+
+    def _begin(self) -> None:
+        if self.folder:
+            found = self.folder.read() if self.watch.resume else None
+            if found:
+                self.state.load(*found)
+                if self.state.history.reason not in FINISHED:
+                    self.state.history.reason = ""
+            self.folder.open(self.state.history.records, resumed=found is not None)
+        now = time.monotonic()
+        self.began, self.due = now - self.state.place.seconds, now + self.training.checkpoint_every
+        self.state.module.train()
+
+    def _train(self) -> None:
+        place, history = self.state.place, self.state.history
+        while not history.reason:
+            for batch, position in self.stream.epoch(place.epoch, place.position):
+                place.lr = self.peak * rate_share(self.training.schedule, self._done())
+                place.advance(batch, position, self.stepper.step(batch, place.step, place.lr))
+                if place.steps >= LONG:
+                    self._record()
+                if time.monotonic() >= self.wake:
+                    self._look_up()
+                if history.reason:
+                    break
+            else:
+                self._close_epoch()
+        if place.steps:  # out of time within an epoch
+            self._record()
+
+    def _done(self) -> float:
+        """Share of the planned rows that has been seen."""
+        place = self.state.place
+        return (place.epoch + place.epoch_rows / self.rows) / self.epochs if self.rows else 0.0
+
+    def _close_epoch(self) -> None:
+        """Record what is not yet recorded of the epoch, and go to the next or stop."""
+        place, history = self.state.place, self.state.history
+        if not place.epoch_rows:
+            raise DataError("no training rows", "at least one")
+        if self.training.optimizer == "gd" and place.step > place.epoch + 1:
+            raise SettingError("optimizer='gd' on rows that came in several batches", "all rows in one", "sgd")
+        if place.steps:
+            self._record()
+        place.close_epoch()
+        if not history.reason and place.epoch >= self.epochs:
+            history.reason = "epochs"
+        if time.monotonic() >= self.wake:
+            self._look_up()
+
+    def _record(self) -> None:
+        """Validate, write down how training stands, keep the weights if they are the best, and judge."""
+        place, history = self.state.place, self.state.history
+        if not self.state.finite():
+            raise Broken("weights", math.inf, [])
+        record: Record = {"epoch": place.epoch + 1, "step": place.step, "rows": place.rows}
+        record |= {"loss": place.loss / place.mass, "lr": place.lr}
+        if self.validation is not None:
+            record["val_loss"] = self.stepper.validate(self.validation)
+        if self.training.tolerance is not None and (change := self.state.change()) is not None:
+            record["change"] = change
+        record["seconds"] = place.seconds = time.monotonic() - self.began
+        self.state.close_record(record)
+        self._publish(record)
+        history.reason = history.reason or stop_reason(history, self.training, self.epochs)
+
+    def _publish(self, record: Record) -> None:
+        self.bar.record(record)
+        if self.folder:
+            self.folder.record(record)
+        answers = [callback(record) for callback in self.watch.callbacks]
+        if any(answers):
+            self.state.history.reason = "callback"
+
+    def _look_up(self) -> None:
+        """See to what goes by the clock: the bar, the checkpoint, the time limit."""
+        now, place = time.monotonic(), self.state.place
+        place.seconds = now - self.began
+        self.bar.show(place)
+        if now >= self.due:
+            self._save()
+        limit = self.training.time_limit
+        if limit is not None and place.seconds >= limit and not self.state.history.reason:
+            self.state.history.reason = "time"
+        left = math.inf if limit is None else max(limit - place.seconds, 0.0)
+        self.wake = now + min(BLINK, self.training.checkpoint_every, left)
+
+    def _save(self) -> None:
+        if not self.folder:
+            return
+        began = time.monotonic()
+        self.folder.save(self.state.facts(), self.state.tensors())
+        now, every = time.monotonic(), self.training.checkpoint_every
+        # A large state takes seconds to write: no more than a twentieth of the time is spent on that.
+        self.due = now + (max(every, 19 * (now - began)) if every else 0.0)
+
+    def _interrupted(self) -> str:
+        self.state.history.reason = "interrupted"
+        place, best = self.state.place, self.state.history.best_record
+        kept_weights = "the present weights are kept"
+        if self.validation is not None and best is not None:
+            kept_weights = f"the best weights so far, of epoch {best['epoch']}, are kept"
+        return f"training was interrupted in epoch {place.epoch + 1}, after step {place.step}; {kept_weights}"
+
+    def _diverged(self, broken: Broken) -> str:
+        """Say what broke, where and what to try; as an error where no epoch was finished."""
+        self.state.history.reason = "diverged"
+        place, best = self.state.place, self.state.history.best_record
+        where = f"the {broken.what} became {broken.value} at step {place.step + 1} (epoch {place.epoch + 1})"
+        got = where + self._columns(broken.cells)
+        limit = f"a smaller clip (now {self.training.clip})" if self.training.clip else "clip=1.0"
+        hint = f"a lower lr (now {self.peak:g}), {limit}, or precision='float32'"
+        if best is None:
+            raise TrainingError(got, "finite numbers", hint)
+        return f"{got}; the best weights so far, of epoch {best['epoch']}, are kept; try: {hint}"
+
+    def _columns(self, cells: list[int]) -> str:
+        names = [self.watch.cells[cell] if cell < len(self.watch.cells) else f"cell {cell}" for cell in cells]
+        if not names:
+            return ""
+        rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f", in {', '.join(names[:3])}{rest}"

@@ -1,0 +1,171 @@
+"""The settings of a training run, checked, and what is to be watched and kept of it.
+
+A dataclass whose field texts are the command line's help. Values are stored as given and checked by `check`, as
+scikit-learn wants it; `get_params` and `set_params` speak its language without importing it. Knows nothing of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from narrows.errors import SettingError
+
+OptimizerName = Literal["gd", "sgd", "momentum", "adam", "adamw", "muon"]
+ScheduleName = Literal["constant", "cosine", "one-cycle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Record = dict[str, int | float]
+
+
+@dataclass
+class Training:
+    """How to train: the part of the settings that most users never touch."""
+
+    batch_size: int | None = None
+    """Rows of a step; by default the power of two nearest to a hundredth of the rows, between 32 and 1024."""
+
+    optimizer: OptimizerName = "adamw"
+    """gd (all rows in one step), sgd, momentum, adam, adamw or muon (matrices by Muon, the rest by AdamW)."""
+
+    schedule: ScheduleName = "one-cycle"
+    """Course of the learning rate: constant, cosine (falls to 0) or one-cycle (warms up, then falls)."""
+
+    weight_decay: float = 0.0
+    """Pull of the weights towards 0; biases and other vectors are left alone."""
+
+    clip: float | None = 1.0
+    """Largest norm of the gradient, longer ones are shortened to it; none leaves them as they are."""
+
+    patience: int | None = 10
+    """Stop after this many epochs without a better validation loss; counted once the learning rate is past half."""
+
+    stop_loss: float | None = None
+    """Stop once the validation loss, or without validation rows the training loss, is at or below this."""
+
+    tolerance: float | None = None
+    """Stop once the training loss, or the weights, changed by less than this share from one epoch to the next."""
+
+    time_limit: float | None = None
+    """Stop after this many seconds of training, those before a resume included."""
+
+    validation: float = 0.1
+    """Share of the rows held out to choose the best weights and to stop early; 0 trains on all."""
+
+    budget: float = 2e9
+    """Bytes of prepared rows that may be held in memory; more are streamed from the source every epoch."""
+
+    precision: Precision = "auto"
+    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it and sizes repay it."""
+
+    checkpoint_every: float = 10.0
+    """Seconds between two checkpoints of a run with a folder; 0 writes one after every step."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All settings by name; `deep` is there for scikit-learn, nothing is nested."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
+
+    def set_params(self, **settings: Any) -> Self:
+        """Change settings by name.
+
+        Raises:
+            SettingError: for a name that is no setting; nothing is changed then.
+        """
+        known = self.get_params()
+        for name in settings.keys() - known.keys():
+            raise SettingError(f"no training setting {name!r}", f"one of {', '.join(known)}")
+        for name, value in settings.items():
+            setattr(self, name, value)
+        return self
+
+    def check(self) -> None:
+        """Refuse settings out of range, or at odds with each other.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        for name, (allowed, wanted) in _RULES.items():
+            value = getattr(self, name)
+            if not allowed(value):
+                raise SettingError(f"training setting {name}={value!r}", wanted)
+        if self.optimizer == "gd" and self.batch_size is not None:
+            raise SettingError(
+                f"batch_size={self.batch_size} with optimizer='gd'",
+                "no batch size: gd takes all rows in one step",
+                "optimizer='sgd' for smaller steps",
+            )
+
+    def step_rows(self, rows: int | None) -> int:
+        """Rows of a step where an epoch has `rows` (None: unknown, then 512).
+
+        The rule aims at a hundred steps an epoch, at rows that use a processor's vector units (32), and at no more
+        than 1024, where further rows no longer make a step better.
+
+        Raises:
+            SettingError: for `gd` on an unknown number of rows.
+        """
+        if self.optimizer == "gd":
+            if rows is None:
+                raise SettingError("optimizer='gd' on an unknown number of rows", hint="another optimizer")
+            return max(rows, 1)
+        if self.batch_size is not None:
+            return self.batch_size
+        if rows is None:
+            return 512
+        return int(min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a module is trained.
+
+    Args:
+        folder: of the run: its settings, metrics and checkpoint go there; None keeps nothing.
+        resume: go on from the folder's checkpoint; without one, training begins at the beginning.
+        about: facts that a resumed run must share, such as the recipe and the data, by name; plain JSON values.
+        verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
+        callbacks: each is called with the record of every epoch; training stops when one returns True.
+        cells: names of the cells, for saying which column broke.
+    """
+
+    folder: Path | None = None
+    resume: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+    verbose: int = 0
+    callbacks: Sequence[Callable[[Record], bool | None]] = ()
+    cells: Sequence[str] = ()
+
+
+def _number(value: object, low: float, *, strict: bool = False, whole: bool = False) -> bool:
+    """Whether `value` is a finite number (no bool), at or above `low`."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return math.isfinite(value) and (value > low if strict else value >= low)
+
+
+def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in get_args(words)), f"one of {', '.join(get_args(words))}"
+
+
+_COUNT = (lambda value: value is None or _number(value, 1, whole=True)), "a whole number of at least 1, or None"
+_POSITIVE = (lambda value: value is None or _number(value, 0, strict=True)), "a number above 0, or None"
+_NOT_NEGATIVE = (lambda value: _number(value, 0)), "a number of at least 0"
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "batch_size": _COUNT,
+    "optimizer": _one_of(OptimizerName),
+    "schedule": _one_of(ScheduleName),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip": _POSITIVE,
+    "patience": _COUNT,
+    "stop_loss": ((lambda value: value is None or _number(value, -math.inf)), "a finite number, or None"),
+    "tolerance": _POSITIVE,
+    "time_limit": _POSITIVE,
+    "validation": ((lambda value: _number(value, 0) and value < 1), "a share from 0 up to, not including, 1"),
+    "budget": _NOT_NEGATIVE,
+    "precision": _one_of(Precision),
+    "checkpoint_every": _NOT_NEGATIVE,
+}

@@ -1,0 +1,170 @@
+"""Where a training run stands: all that must be known to go on from here as if nothing had happened.
+
+Counters and history are plain JSON, the rest is tensors; a checkpoint is the two together. What it does not know: the
+data (only the position in its stream) and the clock, apart from the seconds used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrows.errors import ModelFileError, SettingError
+from narrows.schema import Batch
+from narrows.tensorfile import under
+from narrows.train.optimizers import Optimizer
+from narrows.train.stops import History, improves
+
+
+@dataclass
+class Place:
+    """The counters of a run.
+
+    Args:
+        epoch: epochs finished.
+        step: steps taken.
+        rows: rows seen.
+        epoch_rows: those of them in the present epoch.
+        position: behind the last batch of the present epoch, as its stream gave it.
+        steps: taken since the last record.
+        mass: weight of the rows seen since the last record.
+        loss: summed over them.
+        lr: of the last step.
+        seconds: spent so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    rows: int = 0
+    epoch_rows: int = 0
+    position: dict[str, int] | None = None
+    steps: int = 0
+    mass: float = 0.0
+    loss: float = 0.0
+    lr: float = 0.0
+    seconds: float = 0.0
+
+    def advance(self, batch: Batch, position: dict[str, int], loss: float) -> None:
+        """Count a step on `batch`."""
+        rows, mass = len(batch), mass_of(batch)
+        self.step += 1
+        self.steps += 1
+        self.rows += rows
+        self.epoch_rows += rows
+        self.mass += mass
+        self.loss += mass * loss
+        self.position = position
+
+    def close_record(self) -> None:
+        """Begin counting for the next record."""
+        self.steps, self.mass, self.loss = 0, 0.0, 0.0
+
+    def close_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.epoch_rows, self.position = self.epoch + 1, 0, None
+
+
+def mass_of(batch: Batch) -> float:
+    """What a batch counts for in a mean over batches: its rows, weighted."""
+    return float(len(batch)) if batch.weight is None else batch.weight.sum().item()
+
+
+@dataclass
+class State:
+    """A module in training, and all that belongs to it.
+
+    Args:
+        module: in training.
+        optimizer: of its weights.
+        place: how far it is.
+        history: of its epochs.
+        best: weights and buffers of the best record, by name; empty before the first.
+        last: weights at the last record, by name; kept only where their change decides.
+    """
+
+    module: nn.Module
+    optimizer: Optimizer
+    place: Place = field(default_factory=Place)
+    history: History = field(default_factory=History)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
+
+    def close_record(self, record: dict[str, int | float]) -> None:
+        """Add a record, and keep the weights if they are the best so far."""
+        better = improves(self.history, record)
+        self.history.records.append(record)
+        self.place.close_record()
+        if better:
+            self.history.best = len(self.history.records) - 1
+            self.best = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+
+    def finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(weight.isfinite().all()) for weight in self.optimizer.weights)
+
+    def change(self) -> float | None:
+        """How far the weights moved since this was last asked, relative to their norm; None the first time."""
+        now = {name: weight.detach().clone() for weight, name in self.optimizer.names.items()}
+        before, self.last = self.last, now
+        if not before:
+            return None
+        moved = torch._foreach_sub(list(now.values()), list(before.values()))
+        return _norm(list(moved)) / max(_norm(list(before.values())), 1e-30)
+
+    def restore_best(self) -> bool:
+        """Put the best weights back into the module; False where there are none."""
+        if self.best:
+            self.module.load_state_dict(self.best)
+        return bool(self.best)
+
+    def facts(self) -> dict[str, Any]:
+        """Counters and history, as plain JSON values."""
+        return {"place": asdict(self.place), "history": asdict(self.history)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        groups = {
+            "module": self.module.state_dict(),
+            "best": self.best,
+            "last": self.last,
+            "optimizer": self.optimizer.tensors(),
+        }
+        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `facts` and `tensors` gave.
+
+        Raises:
+            SettingError: when they belong to a module of another make; nothing is changed then.
+            ModelFileError: when they are no state at all.
+        """
+        module, best = under("module/", tensors), under("best/", tensors)
+        optimizer, last = under("optimizer/", tensors), under("last/", tensors)
+        _compare(module, self.module)
+        if best:
+            _compare(best, self.module)
+        try:
+            self.place, self.history = Place(**facts["place"]), History(**facts["history"])
+            self.optimizer.load(optimizer)
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"a checkpoint without {error}", hint="training from the beginning") from None
+        self.module.load_state_dict(module)
+        device = self.optimizer.weights[0].device
+        self.best = {name: tensor.to(device) for name, tensor in best.items()}
+        self.last = {name: tensor.to(device) for name, tensor in last.items()}
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))
+
+
+def _compare(stored: Mapping[str, Tensor], module: nn.Module) -> None:
+    wanted = module.state_dict()
+    for name in sorted(stored.keys() | wanted.keys()):
+        shapes = [tuple(of[name].shape) if name in of else None for of in (stored, wanted)]
+        if shapes[0] != shapes[1]:
+            raise SettingError(f"weights {name} of shape {shapes[0]} in the checkpoint", f"shape {shapes[1]}")

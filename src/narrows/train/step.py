@@ -1,0 +1,113 @@
+"""One step on one batch, and one pass over validation rows: the only code that runs the module.
+
+Each step asks whether loss and gradient are finite before it moves the weights, so no bad batch can poison them; on a
+GPU that waits for the step to end. What it does not know: epochs, stops and files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from narrows.errors import DataError
+from narrows.schema import Batch, Stream
+from narrows.train.devices import choose_precision
+from narrows.train.optimizers import Optimizer, clip
+from narrows.train.randomness import VALIDATION, seed_step
+from narrows.train.settings import Training
+from narrows.train.state import mass_of
+
+
+class Loss(Protocol):
+    """What a module's forward pass gives."""
+
+    def total(self) -> Tensor:
+        """The one number to minimize: summed over cells, averaged over weighted rows."""
+        ...
+
+    def broken(self) -> list[int]:
+        """Positions of the cells that made it NaN or infinite."""
+        ...
+
+
+class Broken(Exception):
+    """A number that is not finite: what it is, its value, and the cells it came from."""
+
+    def __init__(self, what: str, value: float, cells: list[int]) -> None:
+        super().__init__(what, value, cells)
+        self.what, self.value, self.cells = what, value, cells
+
+
+class Stepper:
+    """Takes steps with a module and its optimizer.
+
+    Args:
+        module: `module(batch)` gives a `Loss`; if it has a method `after_step`, that is called after every step.
+        optimizer: of its weights.
+        training: `clip` and `precision` are used.
+        rows: of a usual step; decides with the sizes of the weights whether bfloat16 repays.
+        seed: decides, with the number of the step, every draw in it.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, training: Training, rows: int, seed: int) -> None:
+        self.module, self.optimizer, self.clip, self.seed = module, optimizer, training.clip, seed
+        self.device = optimizer.weights[0].device
+        self.precision = choose_precision(module, rows, self.device, training.precision)
+        self._after: Callable[[], None] | None = getattr(module, "after_step", None)
+
+    def step(self, batch: Batch, number: int, lr: float) -> float:
+        """Move the weights by a step with this number and learning rate; the loss before it.
+
+        Raises:
+            Broken: when the loss or the gradient is not finite; the weights have not moved then.
+        """
+        seed_step(self.seed, number, self.device)
+        total, value = self._loss(batch, "loss")
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = clip(self.optimizer.gradients(), self.clip)
+        if not math.isfinite(norm):
+            raise Broken("norm of the gradient", norm, [])
+        self.optimizer.step(lr)
+        if self._after is not None:
+            self._after()
+        return value
+
+    def validate(self, stream: Stream) -> float:
+        """Mean loss over the rows of a stream, with draws that are the same each time.
+
+        Raises:
+            Broken: when it is not finite.
+            DataError: when there are no rows.
+        """
+        loss = mass = 0.0
+        seed_step(self.seed, VALIDATION, self.device)
+        self.module.eval()
+        with torch.no_grad():
+            for batch, _ in stream.epoch(0):
+                share = mass_of(batch)
+                loss, mass = loss + share * self._loss(batch, "validation loss")[1], mass + share
+        self.module.train()
+        if not mass:
+            raise DataError("no validation rows", "at least one", "validation=0 to train without")
+        return loss / mass
+
+    def _loss(self, batch: Batch, what: str) -> tuple[Tensor, float]:
+        if batch.numbers.device != self.device:
+            batch = batch.to(self.device)
+        with self._autocast():
+            loss: Loss = self.module(batch)
+            total = loss.total()
+        value = total.item()
+        if not math.isfinite(value):
+            raise Broken(what, value, loss.broken())
+        return total, value
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
