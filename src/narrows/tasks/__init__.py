@@ -1,0 +1,1 @@
+"""Model + rows -> answer, one verb a file."""

@@ -1,0 +1,208 @@
+"""The answer of `evaluate`: figures, a verdict in words, and the same as JSON or as a table for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite, isnan, nan
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GUESSES = ("model", "pca", "mean")
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """One figure for each of the three guesses; lower is better, NaN where no cell was seen."""
+
+    model: float = nan
+    pca: float = nan
+    mean: float = nan
+
+
+@dataclass(frozen=True)
+class ColumnErrors:
+    """How well one column comes back.
+
+    Args:
+        name: of the column.
+        kind: of the column.
+        measure: `rmse` in the column's own units, or `wrong`: the share of rows with another category.
+        unit: of the errors, where it is not that of the values: days, hours or seconds.
+        seen: cells compared.
+        errors: of model, PCA and mean. "Mean" is the mean of the prepared numbers, or the most frequent level.
+        r2: 1 - squared error / squared deviation from the evaluated cells' own means; NaN for categories.
+        shape: of one value; `()` for a scalar.
+        cells: guess -> RMSE of each cell of an array column, flat.
+    """
+
+    name: str
+    kind: str
+    measure: str = "rmse"
+    unit: str = ""
+    seen: int = 0
+    errors: Errors = field(default_factory=Errors)
+    r2: float = nan
+    shape: tuple[int, ...] = ()
+    cells: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        rows: evaluated.
+        seen: cells that were there, over all rows.
+        unseen_levels: column -> cells with a category the model does not know; they count as wrong.
+        code: numbers in the model's code.
+        components: of the PCA; fewer than `code` where there were not as many features or rows.
+        lossless: whether that PCA keeps everything, because the code is as wide as the data.
+        linear: whether the model is one linear map each way, for which PCA is the best that can be.
+        baseline: which rows PCA and mean were learnt from.
+        columns: errors of each.
+        total: squared error a row in prepared units: summed over the numbers of a row (pixels in [0, 1], standardized
+            columns), plus 2 for each wrong category, the squared distance of two one-hot codes.
+        loss: the model's own loss a row, in nats for likelihoods, by part; `reconstruction` is that of the cells.
+    """
+
+    rows: int
+    seen: int
+    unseen_levels: dict[str, int]
+    code: int
+    components: int
+    lossless: bool
+    linear: bool
+    baseline: str
+    columns: tuple[ColumnErrors, ...]
+    total: Errors
+    loss: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence: is the model better than PCA of the same size, and than the mean?"""
+        ours, pca, mean = self.total.model, self.total.pca, self.total.mean
+        figures = f"squared error per row {figure(ours)} against {figure(pca)}"
+        if not ours < mean and mean > 0:
+            return (
+                f"No better than the mean: squared error per row {figure(ours)} against {figure(mean)}; "
+                f"try more epochs, a lower learning rate or a larger code."
+            )
+        if self.lossless:
+            return (
+                f"A code of {self.code} is as wide as the data, so PCA of that size loses nothing; the model's squared "
+                f"error per row is {figure(ours)}, the mean's {figure(mean)}."
+            )
+        if self.linear and ours < 1.05 * pca:
+            return f"As good as PCA of {self.components} components, the best a linear model can be: {figures}."
+        if not ours < pca:
+            return (
+                f"No better than PCA of {self.components} components: {figures}; "
+                f"try more epochs, wider hidden layers or more training rows."
+            )
+        return f"Better than PCA of {self.components} components: {figures} ({1 - ours / pca:.0%} less)."
+
+    @property
+    def warning(self) -> str:
+        """The verdict, where it is one that a user would want to be warned of; else empty."""
+        return self.verdict if self.verdict.startswith("No better") else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, dicts and numbers; None where a figure does not exist."""
+        columns = {
+            c.name: {
+                "kind": c.kind,
+                "measure": c.measure,
+                "unit": c.unit,
+                "seen": c.seen,
+                "r2": _known(c.r2),
+                **_by_guess(c.errors),
+                **({"cells": {name: list(map(_known, cells)) for name, cells in c.cells.items()}} if c.cells else {}),
+            }
+            for c in self.columns
+        }
+        return {
+            "rows": self.rows,
+            "cells_seen": self.seen,
+            "unseen_levels": self.unseen_levels,
+            "code": self.code,
+            "pca_components": self.components,
+            "baseline": self.baseline,
+            "columns": columns,
+            "squared_error_per_row": _by_guess(self.total),
+            "loss_per_row": {"total": sum(self.loss.values()), **self.loss},
+            "verdict": self.verdict,
+        }
+
+    def table(self, limit: int = 40) -> Table:
+        """A table for the terminal, the better of model and PCA in bold.
+
+        Args:
+            limit: columns shown, those that the model gives back worst; a screen and a half by default.
+        """
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = worst_columns(self.columns, limit)
+        title = f"Error of each column over {self.rows:,} rows"
+        notes = [f"PCA and mean learnt from {self.baseline}"]
+        if len(shown) < len(self.columns):
+            notes.insert(0, f"the {len(shown)} of {len(self.columns)} columns that come back worst")
+        table = Table(title=title, caption="; ".join(notes), caption_justify="left", title_justify="left")
+        table.add_column("column", overflow="fold")
+        table.add_column("error")
+        for heading in ("model", f"PCA {self.components}", "mean", "R2"):
+            table.add_column(heading, justify="right")
+        for column in shown:
+            r2 = "" if isnan(column.r2) else f"{column.r2:.3f}"
+            table.add_row(Text(column.name), _measure(column), *_marked(column.errors, column.measure), r2)
+        table.add_section()
+        table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
+        return table
+
+
+def worst_columns(columns: tuple[ColumnErrors, ...], limit: int) -> list[ColumnErrors]:
+    """At most `limit` columns, in order: those whose error is largest beside the mean's."""
+
+    def relative(column: ColumnErrors) -> float:
+        share = column.errors.model / column.errors.mean if column.errors.mean else column.errors.model
+        return share if isfinite(share) else -1.0
+
+    chosen = sorted(range(len(columns)), key=lambda i: -relative(columns[i]))[:limit]
+    return [columns[i] for i in sorted(chosen)]
+
+
+def figure(value: float, measure: str = "rmse") -> str:
+    """A number for people: three or four digits that count, shares in percent, a dash for none."""
+    if isnan(value):
+        return NONE
+    if measure == "wrong":
+        return f"{value:.1%}"
+    size = abs(value)
+    if size == 0 or not isfinite(value):
+        return f"{value:g}"
+    if size >= 1e7 or size < 1e-4:
+        return f"{value:.2e}"
+    digits = 0 if size >= 1_000 else 1 if size >= 100 else 2 if size >= 1 else 4 if size >= 0.01 else 6
+    return f"{value:,.{digits}f}"
+
+
+def _measure(column: ColumnErrors) -> str:
+    return "wrong" if column.measure == "wrong" else f"RMSE {column.unit}".strip()
+
+
+def _marked(errors: Errors, measure: str) -> list[str]:
+    """The three figures, the lower of model and PCA in bold."""
+    cells = [figure(getattr(errors, name), measure) for name in GUESSES]
+    best = 0 if errors.model <= errors.pca else 1
+    return [f"[bold]{cell}[/]" if i == best and cell != NONE else cell for i, cell in enumerate(cells)]
+
+
+def _known(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _by_guess(errors: Errors) -> dict[str, float | None]:
+    return {name: _known(getattr(errors, name)) for name in GUESSES}
