@@ -1,0 +1,1 @@
+"""Raw Arrow columns to tensors and back, learnt in one streamed, mergeable pass."""

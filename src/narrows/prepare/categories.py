@@ -1,0 +1,190 @@
+"""Category columns: counting their values in a stream, choosing the levels to keep, and values to codes and back.
+
+Counts are exact up to a limit of distinct values. Beyond it, text keeps the most frequent ones (counts are then
+lower bounds), and numbers, which are hardly categories then, are no longer counted at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from narrows.prepare.arrow import Values, cast_all, plain
+from narrows.prepare.arrow_types import Type, is_clock, is_date, is_plain_number, is_text, level_type
+
+TEXT_LEVELS = 1_000_000
+OTHER_LEVELS = 50_000  # below a batch of the sources, so that a column of distinct numbers is let go at once
+FEW_LEVELS = 20  # up to so many levels, those that occurred once are kept too
+
+Codes = npt.NDArray[np.int64]
+
+
+class Counts:
+    """How often each value of a column occurs, in a bounded amount of memory.
+
+    Args:
+        arrow: the column's Arrow type.
+        limit: distinct values to count; by default 1,000,000 of text and 50,000 of anything else.
+    """
+
+    def __init__(self, arrow: Type, limit: int | None = None) -> None:
+        self.type = level_type(arrow)
+        self.text = is_text(self.type)
+        self.limit = limit or (TEXT_LEVELS if self.text else OTHER_LEVELS)
+        self.overflowed = False
+        self._blocks: list[pa.Table] = []
+
+    def add(self, array: Values) -> None:
+        """Counts the values of one array; missing ones are left out."""
+        if not self.counting:
+            return
+        pairs = pc.value_counts(without_nan(plain(array).cast(self.type)).drop_null())
+        self._add(pa.table({"value": pairs.field("values"), "count": pairs.field("counts")}))
+
+    def merge(self, other: Counts) -> None:
+        """Adds what another part of the rows held."""
+        self.overflowed |= other.overflowed
+        if self.counting:
+            self._add(other._merged())
+        else:
+            self._blocks = []
+
+    @property
+    def counting(self) -> bool:
+        """Whether values are still counted: numbers with too many distinct ones are not."""
+        return self.text or not self.overflowed
+
+    def _add(self, block: pa.Table) -> None:
+        self._blocks.append(block)
+        first = len(self._blocks[0])
+        if len(self._blocks) > 1 and sum(map(len, self._blocks)) < 2 * max(first, 4096):
+            return
+        merged = self._merged()
+        self.overflowed |= len(merged) > self.limit
+        self._blocks = [self._ranked(merged)[: self.limit] if len(merged) > self.limit else merged]
+        if not self.counting:
+            self._blocks = []
+
+    def _merged(self) -> pa.Table:
+        if not self._blocks:
+            return pa.table({"value": pa.array([], self.type), "count": pa.array([], pa.int64())})
+        whole = pa.concat_tables(self._blocks).group_by("value").aggregate([("count", "sum")])
+        return whole.select(["value", "count_sum"]).rename_columns(["value", "count"])
+
+    @staticmethod
+    def _ranked(table: pa.Table) -> pa.Table:
+        return table.take(pc.sort_indices(table, sort_keys=[("count", "descending"), ("value", "ascending")]))
+
+    def ranked(self) -> tuple[Values, Codes]:
+        """The values, the most frequent first and equally frequent ones in their own order; and their counts."""
+        merged = self._merged()
+        self.overflowed |= len(merged) > self.limit
+        table = self._ranked(merged) if self.counting else merged[:0]
+        table = table[: self.limit]
+        values = pa.concat_arrays(table["value"].chunks) if table.num_rows else pa.array([], self.type)
+        return values, np.asarray(table["count"].to_numpy())
+
+
+def without_nan(array: Values) -> Values:
+    """Floats with NaN as null and no negative zero; anything else as it is."""
+    if not pa.types.is_floating(array.type):
+        return array
+    zeroed = pc.add(array, pa.scalar(0.0, array.type))
+    return pc.if_else(pc.is_nan(zeroed), pa.scalar(None, array.type), zeroed)
+
+
+def choose_levels(values: Values, counts: Codes, max_levels: int) -> Values:
+    """The levels that get a code of their own, in the order of their codes.
+
+    The most frequent `max_levels` are kept. Where there are more than 20, those that occurred only once share the code
+    of unseen levels, which thereby is trained; unless fewer than two occurred more often.
+
+    Args:
+        values: distinct values, the most frequent first.
+        counts: of each.
+        max_levels: most levels to keep.
+    """
+    repeated = int((counts > 1).sum())
+    kept = repeated if len(values) > FEW_LEVELS and repeated > 1 else len(values)
+    return values[: min(kept, max_levels)]
+
+
+def encode(array: Values, levels: Values, column: str) -> tuple[Codes, npt.NDArray[np.bool_] | None, str | None]:
+    """Values to codes.
+
+    Args:
+        array: the column as it came; text and numbers are turned into each other where they can be.
+        levels: the known levels, by code.
+        column: its name, for messages.
+
+    Returns:
+        (B,) codes, `len(levels)` where missing or unknown; (B,) which values are there, or None where all are; and
+        an unknown level, if any came.
+
+    Raises:
+        DataError: where values cannot be read as the type of the levels.
+    """
+    values, known = _comparable(without_nan(plain(array)), levels, column)
+    found = pc.index_in(values, value_set=known, skip_nulls=True)
+    codes: Codes = np.asarray(found.fill_null(len(levels)).to_numpy(), dtype=np.int64)
+    seen = np.asarray(values.is_valid()) if values.null_count else None
+    unknown = np.flatnonzero((codes == len(levels)) & (True if seen is None else seen))
+    return codes, seen, str(values[int(unknown[0])].as_py()) if len(unknown) else None
+
+
+def _comparable(array: Values, levels: Values, column: str) -> tuple[Values, Values]:
+    """Values and levels in one type, in which they are looked up."""
+    kind = levels.type
+    if array.type == kind or pa.types.is_null(array.type):
+        return array.cast(kind), levels
+    wanted = f"values like {', '.join(map(repr, levels[:3].to_pylist()))}, as in training"
+    if is_plain_number(kind) and not is_date(array.type) and not is_clock(array.type):
+        numbers = cast_all(array, pa.float64(), column, wanted) if is_text(array.type) else _floats(array)
+        return without_nan(numbers), _floats(levels)
+    return cast_all(array, kind, column, wanted), levels
+
+
+def _floats(array: Values) -> Values:
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    return array.cast(pa.float64(), safe=False)
+
+
+def decode(codes: Codes, levels: Values, arrow: Type) -> Values:
+    """Codes to values of the column's type; null for codes that stand for no one level."""
+    known = (codes >= 0) & (codes < len(levels))
+    if pa.types.is_dictionary(arrow):
+        indices = pa.array(np.where(known, codes, 0), mask=~known).cast(arrow.index_type)
+        return pa.DictionaryArray.from_arrays(indices, levels.cast(arrow.value_type), ordered=arrow.ordered)
+    return levels.take(pa.array(np.where(known, codes, 0), mask=~known)).cast(arrow)
+
+
+def levels_to_json(levels: Values) -> list[Any]:
+    """Levels as JSON values: dates and times as whole numbers of their unit, decimals as text."""
+    if is_date(levels.type) or is_clock(levels.type):
+        levels = levels.view(pa.int64() if levels.type.bit_width == 64 else pa.int32())
+    elif pa.types.is_decimal(levels.type):
+        levels = levels.cast(pa.string())
+    return list(levels.to_pylist())
+
+
+def levels_from_json(stored: list[Any], arrow: Type) -> Values:
+    """The levels that `levels_to_json` wrote, of a column of this Arrow type.
+
+    Raises:
+        ValueError: where they are not distinct values of that type (pyarrow's errors and OverflowError included).
+    """
+    kind = level_type(arrow)
+    if is_date(kind) or is_clock(kind):
+        levels = pa.array(stored, pa.int64() if kind.bit_width == 64 else pa.int32()).view(kind)
+    elif pa.types.is_decimal(kind):
+        levels = pa.array(stored, pa.string()).cast(kind)
+    else:
+        levels = pa.array(stored, kind)
+    if without_nan(levels).null_count or len(levels.unique()) != len(levels):
+        raise ValueError("levels are not distinct values")
+    return levels

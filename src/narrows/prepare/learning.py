@@ -1,0 +1,175 @@
+"""From statistics to decisions: the kind of each column, its levels, and the plan for its number cells.
+
+A user's word goes first; what contradicts the data is refused. The rules by default: text, dictionaries and flags
+are categories, binary where they have two levels (flags always have both); numbers with exactly two distinct values,
+each there more than once, are binary too; dates are dates; tensors of two or more dimensions are images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from narrows.errors import DataError, DataWarning, SettingError
+from narrows.prepare.arrow import Values
+from narrows.prepare.arrow_types import Nature
+from narrows.prepare.categories import choose_levels
+from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
+from narrows.prepare.statistics import ColumnStatistics, Statistics
+from narrows.prepare.transforms import TRANSFORMS, Plan, Transform, plan_date, plan_image, plan_numbers
+from narrows.schema import KINDS, Column, Kind
+
+POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
+    "number": ("number", "binary", "category"),
+    "flag": ("number", "binary", "category"),
+    "date": ("date", "binary", "category"),
+    "text": ("binary", "category"),
+    "empty": KINDS,
+}
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What was decided about one column: its entry in the schema, and either levels or a plan, or neither."""
+
+    column: Column
+    levels: Values | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for, by column name."""
+
+    kinds: Mapping[str, Kind]
+    transforms: Mapping[str, str]
+    max_levels: int
+
+    def check(self, names: list[str]) -> None:
+        """Refuses names that are no columns, and words that are no kinds or transforms."""
+        for wishes, words in ((self.kinds, KINDS), (self.transforms, TRANSFORMS)):
+            for name, word in wishes.items():
+                if name not in names:
+                    raise SettingError(f"no column {name!r}", f"one of {', '.join(names)}")
+                if word not in words:
+                    raise SettingError(f"column {name!r}: {word!r}", f"one of {', '.join(words)}")
+        if self.max_levels < 2:
+            raise SettingError(f"max_levels={self.max_levels}", "2 or more")
+
+
+def learn_columns(statistics: Statistics, wishes: Wishes) -> list[Learnt]:
+    """Decides about every column.
+
+    Raises:
+        DataError: where there were no rows.
+        SettingError: where a wish cannot be met.
+    """
+    if statistics.rows == 0:
+        raise DataError("no rows to learn from", "at least one row")
+    wishes.check(list(statistics.columns))
+    return [_learn(name, column, statistics, wishes) for name, column in statistics.columns.items()]
+
+
+def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: Wishes) -> Learnt:
+    kind = _kind(name, column, wishes.kinds.get(name))
+    transform = cast("Transform | None", wishes.transforms.get(name))
+    if transform and (kind not in ("number", "image") or (kind == "image" and transform == "quantile")):
+        raise SettingError(f"column {name!r} is of kind {kind}: no transform {transform!r} for it", "a number column")
+    entry = Column(name, kind, str(column.type), column.shape, holes=column.missing > 0)
+    if _without_values(column, statistics.rows):
+        return Learnt(_filled(entry, width=0))
+    if kind in ("binary", "category"):
+        levels = _levels(name, column, kind, statistics.rows, wishes.max_levels)
+        return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
+    plan = _plan(name, kind, statistics, transform)
+    return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded), plan=plan)
+
+
+def _filled(entry: Column, **facts: Any) -> Column:
+    return Column(**{**vars(entry), **facts})
+
+
+def _without_values(column: ColumnStatistics, rows: int) -> bool:
+    return column.missing == rows if column.nature in ("text", "empty") else not column.moments.count.any()
+
+
+def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
+    """The kinds that values of this nature can be, the default of tensors and dates first."""
+    if values == "tensor":
+        return ("image", "number") if len(shape) > 1 else ("number",)
+    return POSSIBLE[values]
+
+
+def _kind(name: str, column: ColumnStatistics, wish: Kind | None) -> Kind:
+    """The kind wished for, where possible; by default the one that fits."""
+    possible = possible_kinds(column.nature, column.shape)
+    if wish is not None and wish not in possible:
+        what = f"tensors of shape {column.shape}" if column.shape else f"{column.nature}s of type {column.type}"
+        raise SettingError(f"column {name!r} cannot be of kind {wish!r}: it holds {what}", " or ".join(possible))
+    if wish is not None:
+        return wish
+    if column.nature in ("tensor", "date"):
+        return possible[0]
+    counts = column.counts.ranked()[1] if column.counts else np.zeros(0)
+    two = len(counts) == 2 and (column.nature != "number" or counts.min() > 1)
+    if column.nature == "flag" or (two and column.nature != "empty"):
+        return "binary"
+    return "category" if column.nature == "text" else "number"
+
+
+def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_levels: int) -> Values:
+    counts = column.counts
+    if counts is None or not counts.counting:
+        raise SettingError(f"column {name!r} has too many distinct values for a category", "text, or another kind")
+    values, often = counts.ranked()
+    if counts.overflowed:
+        _warn(f"column {name!r} has more than {counts.limit:,} levels: only the most frequent were counted")
+    if kind == "binary" and len(values) > 2:
+        raise SettingError(f"column {name!r} has {len(values):,} levels", "two for kind 'binary'", "kind 'category'")
+    if column.nature == "flag":
+        absent = [flag for flag in (False, True) if flag not in values.to_pylist()]
+        values = pa.concat_arrays([values, pa.array(absent, pa.bool_())])
+    if pa.types.is_dictionary(column.type):
+        max_levels = min(max_levels, 2 ** (column.type.index_type.bit_width - 1))
+    levels = choose_levels(values, often, max_levels)
+    if often[: len(levels)].sum() < (rows - column.missing) / 2:
+        hint = "leave it out, or raise max_levels"
+        _warn(f"column {name!r}: its {len(levels)} levels of {len(values):,} cover under half of its rows; try: {hint}")
+    return _in_order(levels, column.order)
+
+
+def _in_order(levels: Values, order: Values | None) -> Values:
+    """Levels in the order of an ordered dictionary, where the column has one."""
+    if order is None:
+        return levels
+    ranks = pc.index_in(levels, value_set=order.cast(levels.type))
+    return levels.take(pc.sort_indices(ranks))
+
+
+def _plan(name: str, kind: Kind, statistics: Statistics, transform: Transform | None) -> Plan:
+    column = statistics.columns[name]
+    moments = column.moments
+    if kind == "date":
+        timeless = moments.low[5] == moments.high[5] == 0 and moments.low[6] == 1
+        return plan_date(moments.first(PARTS_WITHOUT_CLOCK if timeless else PARTS))
+    in_bytes = bool(pa.types.is_uint8(column.type))
+    if kind == "image" or (transform is None and len(column.shape) == 1 and (in_bytes or _fractions(column))):
+        return plan_image(moments, in_bytes, transform)
+    sample = statistics.sample.cells(name) if column.sampled else np.zeros((0, len(moments.mean)))
+    return plan_numbers(moments, sample, transform)
+
+
+def _fractions(column: ColumnStatistics) -> bool:
+    """Whether all values are floats within [0, 1]."""
+    floats = pa.types.is_floating(column.type)
+    return bool(floats and np.nanmin(column.moments.low) >= 0 and np.nanmax(column.moments.high) <= 1)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DataWarning, stacklevel=2)

@@ -1,0 +1,218 @@
+"""The preparer: raw Arrow rows to prepared batches and back, once it has learnt how from statistics.
+
+Two halves meet here: the Arrow half (`arrow`, `dates`, `categories`) makes raw float64 cells and codes, the tensor
+half (`scaling`) makes prepared ones. What comes back from a round trip: categories, flags, dates without a time, and
+integers whose column spans less than 2**20, exactly; floats within 1/100,000 of their column's range; times of day
+to 10 ms. Wider integers keep about the 24 bits of float32. A code that stands for no one level comes back as null.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from narrows.errors import DataWarning
+from narrows.prepare.alignment import align
+from narrows.prepare.arrow import (
+    Cells,
+    Values,
+    column_type,
+    missing_tensors,
+    refuse_infinite,
+    write_numbers,
+    write_tensors,
+)
+from narrows.prepare.arrow_types import Type, nature, parse_type
+from narrows.prepare.categories import decode, encode
+from narrows.prepare.dates import write_dates
+from narrows.prepare.learning import Wishes, learn_columns
+from narrows.prepare.statistics import Statistics, read_block
+from narrows.prepare.stored import from_stored, to_stored
+from narrows.prepare.transforms import Scaling
+from narrows.schema import Batch, Column, Kind, Schema
+
+CHUNK_CELLS = 1 << 18  # cells scaled at once: float64 blocks that fit a processor's cache
+
+
+class Preparer:
+    """Turns raw rows into batches and back.
+
+    Args:
+        schema: the columns, as learnt.
+        levels: the known levels of each category column, by code.
+        scaling: the tensor half, N cells wide.
+    """
+
+    def __init__(self, schema: Schema, levels: Mapping[str, Values], scaling: Scaling) -> None:
+        self.schema, self.levels, self.scaling = schema, dict(levels), scaling
+        self._types: list[Type] = [parse_type(column.type) for column in schema]
+        self._warned: set[str] = set()
+
+    @classmethod
+    def learn(
+        cls,
+        statistics: Statistics,
+        *,
+        kinds: Mapping[str, Kind] | None = None,
+        transforms: Mapping[str, str] | None = None,
+        max_levels: int = 256,
+    ) -> Preparer:
+        """A preparer for rows like those of the statistics.
+
+        Args:
+            statistics: one pass over the training rows.
+            kinds: column name to kind, where the default is not meant.
+            transforms: column name to `standardize`, `minmax`, `quantile` or `none`, likewise.
+            max_levels: levels of a category that get a code of their own; the rarer ones share one.
+
+        Raises:
+            DataError: where there were no rows.
+            SettingError: for unknown names, and wishes that the data contradict.
+        """
+        learnt = learn_columns(statistics, Wishes(kinds or {}, transforms or {}, max_levels))
+        schema = Schema(tuple(column.column for column in learnt))
+        levels = {column.column.name: column.levels for column in learnt if column.levels is not None}
+        return cls(schema, levels, Scaling.of([column.plan for column in learnt if column.plan is not None]))
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """Names and Arrow types of the original table; `restore` gives rows of it."""
+        pairs = zip(self.schema, self._types, strict=True)
+        return pa.schema([(column.name, column_type(arrow, column.shape)) for column, arrow in pairs])
+
+    def to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """JSON values and tensors that say all there is to know."""
+        return to_stored(self.schema, self.levels, self.scaling)
+
+    @classmethod
+    def from_file(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preparer:
+        """The preparer that `to_file` wrote.
+
+        Raises:
+            ModelFileError: where the two are not a preparer, or do not fit each other.
+        """
+        return cls(*from_stored(facts, tensors))
+
+    def prepare(self, rows: pa.RecordBatch) -> Batch:
+        """Raw rows to a batch.
+
+        Columns may come in another order, with others among them (ignored), as other types that can be read as the
+        trained ones; a matrix stands for a table of numbers and the other way round. Levels not seen in training,
+        values further outside the training range than that is wide, and columns that are ignored are warned of once.
+
+        Raises:
+            DataError: where columns are missing, or values cannot be read; names the column and, where it can, the row.
+        """
+        arrays, extra = align(rows, self.schema, self._types)
+        if extra:
+            self._warn("", f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
+        blocks, codes, present = [], [], {}
+        for column, arrow, array in zip(self.schema, self._types, arrays, strict=True):
+            if column.categorical:
+                code, seen, unknown = encode(array, self.levels[column.name], column.name)
+                codes.append(torch.from_numpy(code))
+                present[column.name] = None if seen is None else seen[:, None]
+                if unknown is not None:
+                    self._warn(
+                        column.name, f"column {column.name!r} has levels not kept in training, such as {unknown!r}"
+                    )
+            elif column.width:
+                block = read_block(array, nature(column_type(arrow, column.shape), column.name), arrow, column.name)
+                refuse_infinite(block, column.name)
+                blocks.append(block[:, : column.width])
+                present[column.name] = _present(blocks[-1])
+        numbers = self._scaled(blocks, len(rows))
+        self._warn_of_outliers(numbers)
+        stacked = torch.stack(codes, dim=1) if codes else torch.zeros(len(rows), 0, dtype=torch.int64)
+        return Batch(numbers, stacked, self._seen(present, len(rows)))
+
+    def _scaled(self, blocks: list[Cells], rows: int) -> Tensor:
+        """Raw blocks to prepared numbers, some rows at a time."""
+        width = sum(block.shape[1] for block in blocks)
+        numbers = torch.empty(rows, width)
+        step = max(1, CHUNK_CELLS // max(1, width))
+        raw = np.empty((min(step, rows), width))
+        for start in range(0, rows, step) if width else ():
+            part = raw[: min(step, rows - start)]
+            at = 0
+            for block in blocks:
+                part[:, at : at + block.shape[1]] = block[start : start + len(part)]
+                at += block.shape[1]
+            numbers[start : start + len(part)] = self.scaling(torch.from_numpy(part))
+        return numbers
+
+    def _seen(self, present: Mapping[str, Any], rows: int) -> Tensor | None:
+        if all(there is None for there in present.values()):
+            return None
+        seen = torch.ones(rows, self.schema.cells, dtype=torch.bool)
+        for name, there in present.items():
+            if there is not None:
+                seen[:, self.schema.spans[name]] = torch.from_numpy(there)
+        return seen
+
+    def _warn_of_outliers(self, numbers: Tensor) -> None:
+        if not numbers.numel():
+            return
+        least, most = torch.aminmax(numbers, dim=0)
+        low, high = self.scaling.low, self.scaling.high
+        slack = (high - low) + 1e-6 * (1 + torch.maximum(low.abs(), high.abs()))
+        far = (least < low - slack) | (most > high + slack)
+        for column in self.schema if bool(far.any()) else ():
+            if not column.categorical and bool(far[self.schema.spans[column.name]].any()):
+                text = "has values further outside its training range than that is wide: kept, not clipped"
+                self._warn(column.name, f"column {column.name!r} {text}")
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, DataWarning, stacklevel=3)
+
+    def restore(self, numbers: Tensor, codes: Tensor) -> pa.RecordBatch:
+        """Prepared rows to raw ones, with the names and types of the original table.
+
+        Integers are rounded and kept within their type's range, dates take the time of day that their angles say,
+        categories become the value of their code: null where that is `levels`, as are columns that were all missing.
+
+        Args:
+            numbers: (B, N) in prepared units.
+            codes: (B, M).
+        """
+        numbers, codes = numbers.detach().cpu(), codes.detach().cpu()
+        step = max(1, CHUNK_CELLS // max(1, numbers.shape[1]))
+        starts = range(0, max(1, len(numbers)), step)
+        parts = [self._restored(numbers[start : start + step], codes[start : start + step]) for start in starts]
+        return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+
+    def _restored(self, numbers: Tensor, codes: Tensor) -> pa.RecordBatch:
+        raw, chosen = self.scaling.inverse(numbers).numpy(), codes.numpy()
+        arrays = []
+        for column, arrow in zip(self.schema, self._types, strict=True):
+            span = self.schema.spans[column.name]
+            if column.categorical:
+                arrays.append(decode(chosen[:, span.start - self.schema.numbers], self.levels[column.name], arrow))
+            else:
+                arrays.append(_written(raw[:, span], column, arrow))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.arrow_schema)
+
+
+def _present(block: Cells) -> Any:
+    """Which cells are there, or None where all are."""
+    if block.dtype.kind != "f":
+        return None
+    there = ~np.isnan(block)
+    return None if there.all() else there
+
+
+def _written(cells: Any, column: Column, arrow: Type) -> Values:
+    """Raw cells of one column as Arrow values."""
+    if not column.width:
+        return missing_tensors(len(cells), arrow, column.shape) if column.shape else pa.nulls(len(cells), arrow)
+    if column.kind == "date":
+        return write_dates(cells, arrow)
+    return write_tensors(cells, arrow, column.shape) if column.shape else write_numbers(cells[:, 0], arrow)

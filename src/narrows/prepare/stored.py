@@ -1,0 +1,108 @@
+"""A preparer as plain JSON and tensors, and the checks that make one of them again, whatever a file claims.
+
+Nothing is allocated by what the JSON says: widths and levels must agree with the tensors and lists that are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydantic
+import torch
+from torch import Tensor
+
+from narrows.errors import ModelFileError, NarrowsError
+from narrows.prepare.arrow import Values, column_type
+from narrows.prepare.arrow_types import nature, parse_type
+from narrows.prepare.categories import levels_from_json, levels_to_json
+from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
+from narrows.prepare.learning import possible_kinds
+from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
+from narrows.schema import Column, Schema
+
+
+class Facts(pydantic.BaseModel):
+    """The JSON half: the columns in order, and the levels of the category columns by name."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    columns: list[Column]
+    levels: dict[str, list[Any]]
+
+
+def to_stored(
+    schema: Schema, levels: Mapping[str, Values], scaling: Scaling
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON and tensors of a preparer's parts."""
+    stored = {name: levels_to_json(values) for name, values in levels.items()}
+    return {"columns": schema.to_json(), "levels": stored}, dict(scaling.state_dict())
+
+
+def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Values], Scaling]:
+    """The parts that `to_stored` wrote.
+
+    Raises:
+        ModelFileError: where JSON and tensors are not those of a preparer, or do not fit each other.
+    """
+    try:
+        checked = Facts.model_validate(dict(facts))
+        schema = Schema(tuple(checked.columns))
+        _require(len(schema) > 0 and len(set(schema.names)) == len(schema), "column names")
+        for column in schema:
+            _check_column(column)
+        _require(set(checked.levels) == {c.name for c in schema if c.categorical}, "names of the category columns")
+        levels = {
+            name: levels_from_json(stored, parse_type(schema[name].type)) for name, stored in checked.levels.items()
+        }
+        _require(all(len(values) == schema[name].levels for name, values in levels.items()), "numbers of levels")
+        return schema, levels, _checked_scaling(schema.numbers, tensors)
+    except ModelFileError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, NarrowsError) as error:
+        raise ModelFileError(f"the preparer in this file is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ModelFileError(f"the preparer in this file is damaged: its {what} do not fit together")
+
+
+def _check_column(column: Column) -> None:
+    """Checks that kind, type, shape, width and levels of a column can belong together."""
+    arrow = parse_type(column.type)
+    _require(all(0 <= side < 2**31 for side in column.shape), f"sizes of {column.name!r}")
+    _require(math.prod(column.shape) < 2**31, f"sizes of {column.name!r}")
+    kind = nature(column_type(arrow, column.shape), column.name)
+    _require(column.kind in possible_kinds(kind, column.shape), f"kind and type of {column.name!r}")
+    if column.kind in ("binary", "category"):
+        _require(column.width == 0 and 0 <= column.levels < 2**31 and not column.shape, f"levels of {column.name!r}")
+        return
+    widths = {0, math.prod(column.shape)} if column.kind != "date" else {0, PARTS_WITHOUT_CLOCK, PARTS}
+    _require(column.levels == 0 and column.width in widths, f"cells of {column.name!r}")
+    if pa.types.is_timestamp(arrow) and arrow.tz:
+        pc.local_timestamp(pa.array([0]).view(arrow))
+
+
+def _checked_scaling(width: int, tensors: Mapping[str, Tensor]) -> Scaling:
+    """The module of these tensors, each of the right shape and sort, finite, and invertible."""
+    _require(set(tensors) == set(Scaling.__annotations__), "tensor names")
+    curved = tensors["curved"]
+    _require(curved.ndim == 1 and curved.dtype == torch.int64, "curved cells")
+    for name, tensor in tensors.items():
+        if name == "curved":
+            continue
+        shape = (len(curved), KNOTS) if name in ("knots", "scores") else (width,)
+        _require(tensor.dtype == torch.float64 and tuple(tensor.shape) == shape, f"numbers in {name!r}")
+        _require(bool(tensor.isfinite().all()), f"values in {name!r}")
+        _require(name not in ("knots", "scores") or bool((tensor.diff(dim=1) > 0).all()), f"values in {name!r}")
+    inside = bool(((curved >= 0) & (curved < width)).all()) and bool((curved.diff() > 0).all())
+    _require(inside and bool((tensors["scale"] > 0).all()), "cells and scales")
+    _require(bool((tensors["fill"].abs() <= LIMIT).all()), "training means")
+    return Scaling({name: tensor.clone() for name, tensor in tensors.items()})
