@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
+import string
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -202,7 +204,7 @@ def _layout(file: File, header: bool | None, encoding: str | None = None) -> Lay
         head = stream.read(_SAMPLE_BYTES)
     encoding = encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head).removeprefix("\ufeff")
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline=""))
     if len(head) == _SAMPLE_BYTES and len(lines) > 1:
         lines.pop()  # cut short
     blank = next((index for index, line in enumerate(lines) if line.strip("\r\n")), len(lines))
@@ -212,7 +214,7 @@ def _layout(file: File, header: bool | None, encoding: str | None = None) -> Lay
         raise DataError(f"{file.name} has no rows", "at least one")
     _check_spaced(file, rows)
     header = _is_header(rows[0], rows[1:]) if header is None else header
-    names = [field.strip() or f"c{index}" for index, field in enumerate(rows[0])]
+    names = [field.strip(string.whitespace) or f"c{index}" for index, field in enumerate(rows[0])]
     names = names if header else [f"c{index}" for index in range(len(rows[0]))]
     checked_names(pa.schema([(name, pa.null()) for name in names]), file.name)
     return Layout(delimiter, header, tuple(names), blank, encoding)
@@ -242,11 +244,16 @@ def _is_header(first: list[str], below: list[list[str]]) -> bool:
     if any(looks_like_number(field) for field in first) or len(set(first)) < len(first):
         return False
     columns = [
-        [row[i].strip() for row in below if i < len(row) and row[i].strip() not in MISSING] for i in range(len(first))
+        [
+            row[i].strip(string.whitespace)
+            for row in below
+            if i < len(row) and row[i].strip(string.whitespace) not in MISSING
+        ]
+        for i in range(len(first))
     ]
     if any(column and all(map(looks_like_number, column)) for column in columns):
         return True
-    return all(field.strip() not in column for field, column in zip(first, columns, strict=True))
+    return all(field.strip(string.whitespace) not in column for field, column in zip(first, columns, strict=True))
 
 
 def _check_spaced(file: File, rows: list[list[str]]) -> None:

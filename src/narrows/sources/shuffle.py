@@ -1,0 +1,170 @@
+"""Training rows in a seeded random order, within bounded memory, from any point of an epoch on.
+
+Pieces come in random order, eight side by side, a block of each in turn; then every window of rows is permuted:
+
+    pieces  A A A A A A | B B B B | C C C C C C C | ...      (order permuted by seed and epoch)
+    taken   A A B B C C ... A A B B C C ... A A C C ...      (blocks of window/8 rows)
+    given   [ permuted window ] [ permuted window ] ...
+
+This is no uniform shuffle: a row stays within a window of where its block was read. A source of one piece, such as a
+CSV file, is read in order, so only the window mixes it: sorted data wants a large window. Needs the memory of a
+window (twice while it is permuted) and of a batch of each of eight pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from narrows.errors import DataError, SettingError
+from narrows.sources.source import Source, row_in_piece
+from narrows.sources.split import Split, mix64
+
+SIDE_BY_SIDE = 8
+
+
+class _Place(NamedTuple):
+    """Where reading stands: pieces of the order that are done, blocks taken of those now open, rows of the next."""
+
+    pieces: int = 0
+    block: int = 0
+    rows: int = 0
+
+
+class Shuffle:
+    """Shuffled training rows of a source.
+
+    Args:
+        source: what to read; give each of several readers a shard.
+        split: its validation rows are left out; None: every row is for training.
+        seed: of the order; the order of an epoch depends on nothing but the source, this and the window.
+        window: rows to permute at a time, at least 1.
+    """
+
+    def __init__(self, source: Source, split: Split | None, seed: int, window: int) -> None:
+        if window < 1:
+            raise SettingError(f"a shuffle window of {window} rows", "at least 1")
+        self._source, self._split, self._seed, self._window = source, split, seed, window
+        self._block = -(-window // SIDE_BY_SIDE)
+
+    def windows(
+        self, epoch: int, position: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, dict[str, int]]]:
+        """Windows of exactly `window` rows, the last of an epoch as many as are left.
+
+        Args:
+            epoch: its order is drawn from the seed and this number; each training row comes once.
+            position: as given beside some window of this epoch; what follows is what followed then. Pieces that were
+                done by then are not read again.
+
+        Yields:
+            A window and the position behind it, plain whole numbers.
+        """
+        window = _Window()
+        number = position["windows"] if position else 0
+        start = _Place(*(position[name] for name in _Place._fields)) if position else _Place()
+        order = _permutation(len(self._source.pieces), self._seed, epoch)
+        for place, row_id, rows in self._blocks(order, start):
+            kept = self._kept(rows, row_id)
+            while len(kept):
+                room = self._window - window.count
+                taken, kept = kept[:room], kept[room:]
+                window.add(rows, taken)
+                if window.count == self._window:
+                    number += 1
+                    behind = place._replace(rows=place.rows + int(taken[-1]) + 1)
+                    yield window.permuted(self._seed, epoch, number), {**behind._asdict(), "windows": number}
+                    window = _Window()
+        if window.count:
+            end = _Place(len(order))
+            yield window.permuted(self._seed, epoch, number + 1), {**end._asdict(), "windows": number + 1}
+
+    def _kept(self, rows: pa.RecordBatch, row_id: int) -> NDArray[np.intp]:
+        """Positions of the training rows."""
+        if self._split is None:
+            return np.arange(rows.num_rows)
+        return np.flatnonzero(~self._split.held_out(rows, row_id))
+
+    def _blocks(self, order: NDArray[np.intp], start: _Place) -> Iterator[tuple[_Place, int, pa.RecordBatch]]:
+        """All rows from a place on, as (place, id of the first row, rows of one block)."""
+        for pieces in range(start.pieces, len(order), SIDE_BY_SIDE):
+            opened = [self._source.pieces[place] for place in order[pieces : pieces + SIDE_BY_SIDE]]
+            block, first = (start.block, start.rows) if pieces == start.pieces else (0, 0)
+            lanes = [
+                _Lane(self._source.read(piece, self._row_of(lane, block, first, len(opened))))
+                for lane, piece in enumerate(opened)
+            ]
+            while any(lane.open for lane in lanes):
+                turn, lane = divmod(block, len(lanes))
+                for row_id, rows in lanes[lane].until((turn + 1) * self._block):
+                    yield _Place(pieces, block, row_in_piece(row_id) - turn * self._block), row_id, rows
+                block += 1
+
+    def _row_of(self, lane: int, block: int, first: int, lanes: int) -> int:
+        """The row from which a lane is still to be read when `block` blocks and `first` rows of the next are done."""
+        turn, now = divmod(block, lanes)
+        return (turn + (lane < now)) * self._block + (first if lane == now else 0)
+
+
+class _Lane:
+    """A piece that is read block by block."""
+
+    def __init__(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> None:
+        self._batches = batches
+        self._next = next(batches, None)
+
+    @property
+    def open(self) -> bool:
+        """Whether rows are left."""
+        return self._next is not None
+
+    def until(self, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows before row `stop` of the piece that have not been given yet."""
+        while self._next is not None and row_in_piece(self._next[0]) < stop:
+            row_id, rows = self._next
+            count = min(rows.num_rows, stop - row_in_piece(row_id))
+            rest = rows.slice(count)
+            self._next = (row_id + count, rest) if rest.num_rows else next(self._batches, None)
+            yield row_id, rows.slice(0, count)
+
+
+class _Window:
+    """Rows gathered to be permuted; they are copied only then."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._length = 0
+        self._rows: list[pa.RecordBatch] = []
+        self._places: list[NDArray[np.intp]] = []
+
+    def add(self, rows: pa.RecordBatch, taken: NDArray[np.intp]) -> None:
+        """Take the rows at these rising positions."""
+        first, stop = int(taken[0]), int(taken[-1]) + 1
+        self._rows.append(rows.slice(first, stop - first))
+        self._places.append(taken - first + self._length)
+        self._length += stop - first
+        self.count += len(taken)
+
+    def permuted(self, seed: int, epoch: int, number: int) -> pa.RecordBatch:
+        """The rows in the order that belongs to these numbers."""
+        places = np.concatenate(self._places)[_permutation(self.count, seed, epoch, number)]
+        columns = zip(*(rows.columns for rows in self._rows), strict=True)
+        try:
+            arrays = [pa.concat_arrays(column) for column in columns]
+        except pa.ArrowInvalid as error:  # more than 2 GB of text in one column
+            raise DataError(
+                f"a shuffle window of {self.count} rows is too large: {error}", hint="fewer rows"
+            ) from error
+        return pa.RecordBatch.from_arrays(arrays, schema=self._rows[0].schema).take(pa.array(places))
+
+
+def _permutation(count: int, *key: int) -> NDArray[np.intp]:
+    """The order of `count` things that belongs to a key: by hash, so that it never changes with a library."""
+    seed = 0
+    for number in key:
+        seed = int(mix64(np.array([number], dtype=np.int64), seed)[0])
+    return np.argsort(mix64(np.arange(count), seed), kind="stable")
