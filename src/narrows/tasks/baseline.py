@@ -18,6 +18,7 @@ from torch import Tensor
 
 from narrows.fitted import Model, Part
 from narrows.schema import Batch, Schema
+from narrows.sources.source import Source
 from narrows.tasks.keep import Keep
 
 PART = "baseline"
@@ -35,11 +36,13 @@ class Baseline:
         schema: of the prepared data.
         mean: (F,) mean of each feature.
         components: (k, F) orthonormal directions.
+        origin: which rows it was learnt from, in words.
     """
 
     schema: Schema
     mean: Tensor
     components: Tensor
+    origin: str
 
     @property
     def size(self) -> int:
@@ -72,10 +75,13 @@ class Baseline:
         return numbers, codes
 
     @classmethod
-    def of(cls, model: Model) -> Baseline | None:
-        """The baseline that a model carries, or None."""
-        part = model.parts.get(PART)
-        return cls(model.schema, part.tensors["mean"], part.tensors["components"]) if part else None
+    def of(cls, model: Model, source: Source) -> Baseline:
+        """The baseline that a model carries; for a model without, one learnt from the rows of `source`."""
+        part, origin = model.parts.get(PART), "the training rows"
+        if part is None:
+            part = learn_baseline(model, (batch for _, batch in model.batches(source)))
+            origin = "the evaluated rows"
+        return cls(model.schema, part.tensors["mean"], part.tensors["components"], origin)
 
 
 def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:

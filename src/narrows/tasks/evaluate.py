@@ -22,8 +22,8 @@ from narrows.errors import DataError, FitWarning
 from narrows.fitted import Model
 from narrows.metrics import Floats, Mask, Spread, explained, root_mean, squared_errors, wrong
 from narrows.schema import Batch, Column
-from narrows.sources.source import open_source
-from narrows.tasks.baseline import Baseline, learn_baseline
+from narrows.sources.source import Source, open_source
+from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluation import GUESSES, ColumnErrors, Errors, Evaluation
 
 BLOCK = 4_096  # rows compared at once: what bounds the memory
@@ -47,21 +47,25 @@ def evaluate(model: Model, data: Any) -> Evaluation:
         FitWarning: when the model is no better than PCA of the same size, or than the mean.
     """
     source = open_source(data)
-    baseline = Baseline.of(model)
-    own = baseline is None
-    if baseline is None:
-        part = learn_baseline(model, (batch for _, batch in model.batches(source)))
-        baseline = Baseline(model.schema, **part.tensors)
+    evaluation = measure(model, source, Baseline.of(model, source))
+    if evaluation.warning:
+        warnings.warn(evaluation.warning, FitWarning, stacklevel=2)
+    return evaluation
+
+
+def measure(model: Model, source: Source, baseline: Baseline) -> Evaluation:
+    """`evaluate`, against a given baseline and without a warning.
+
+    Raises:
+        DataError: as `evaluate`.
+    """
     tally = _Tally(model, baseline)
     for _, batch in model.batches(source):
         for start in range(0, len(batch), BLOCK):
             tally.add(batch[start : start + BLOCK])
     if not tally.rows:
         raise DataError(f"no rows in {source.name}", "at least one row to evaluate")
-    evaluation = tally.result("the evaluated rows" if own else "the training rows")
-    if evaluation.warning:
-        warnings.warn(evaluation.warning, FitWarning, stacklevel=2)
-    return evaluation
+    return tally.result()
 
 
 class _Tally:
@@ -114,7 +118,7 @@ class _Tally:
         for name, cost in parts.items():
             self.losses[name] = self.losses.get(name, 0.0) + cost
 
-    def result(self, baseline: str) -> Evaluation:
+    def result(self) -> Evaluation:
         """The figures."""
         columns = [
             self.columns[column.name].result() if column.cells else ColumnErrors(column.name, column.kind)
@@ -128,7 +132,7 @@ class _Tally:
             components=self.baseline.size,
             lossless=self.baseline.lossless,
             linear=self.model.recipe.name == "linear",
-            baseline=baseline,
+            baseline=self.baseline.origin,
             columns=tuple(columns),
             total=Errors(*(self.totals[name] / self.rows for name in GUESSES)),
             loss={name: cost / self.rows for name, cost in self.losses.items()},

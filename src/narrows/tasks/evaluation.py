@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite, isnan, nan
+from math import floor, isfinite, isnan, log10, nan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def figure(value: float, measure: str = "rmse") -> str:
         return f"{value:g}"
     if size >= 1e7 or size < 1e-4:
         return f"{value:.2e}"
-    digits = 0 if size >= 1_000 else 1 if size >= 100 else 2 if size >= 1 else 4 if size >= 0.01 else 6
+    digits = 0 if size >= 1_000 else 1 if size >= 100 else 2 - min(0, floor(log10(size)))
     return f"{value:,.{digits}f}"
 
 
