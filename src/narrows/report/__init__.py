@@ -1,0 +1,1 @@
+"""A model and its data on one page."""

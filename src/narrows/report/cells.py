@@ -1,0 +1,195 @@
+"""Rows as a page shows them: pictures for images, lines for long arrays, cells of text for everything else.
+
+Values pass through `Preparer.restore`, so a reader sees the data's own types and units. What it does not know: which
+rows are worth showing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from markupsafe import Markup
+from torch import Tensor
+
+from narrows.fitted import Model
+from narrows.report.charts import overlay
+from narrows.report.gather import Seen
+from narrows.report.pixels import as_image, data_uri
+from narrows.schema import Column
+from narrows.tasks.evaluate import as_floats
+from narrows.tasks.evaluation import figure
+
+COLUMNS = 16  # table columns side by side: more are only scrolled past
+SERIES = 6  # rows of a long array drawn as lines
+LONG = 12  # cells beyond which an array is drawn, not printed
+TEXT = 28  # characters of a value
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: the value that was there, what the model made of it, and how strong to tint it (0..1)."""
+
+    original: str
+    model: str
+    tint: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The same rows, original and given back.
+
+    Args:
+        pictures: image column -> ("original" | "model" | "PCA", image addresses).
+        lines: array column -> charts.
+        headings: of the table.
+        table: rows of cells.
+        left_out: table columns that are not shown.
+    """
+
+    pictures: list[tuple[str, list[tuple[str, list[str]]]]]
+    lines: list[tuple[str, list[Markup]]]
+    headings: list[str]
+    table: list[list[Cell]]
+    left_out: int
+
+
+class View:
+    """Some rows, restored once and shown in several ways."""
+
+    def __init__(self, model: Model, rows: Seen) -> None:
+        self.schema, self.rows = model.schema, rows
+        self.mask = rows.truth.mask().numpy()
+        restore = model.preparer.restore
+        self.original = restore(rows.truth.numbers, rows.truth.codes)
+        self.model, self.pca = restore(*rows.model), restore(*rows.pca)
+
+    def shown(self) -> Shown:
+        """Every column, in the way that suits it."""
+        images = [column for column in self.schema if len(column.shape) > 1 and column.cells]
+        arrays = [column for column in self.schema if len(column.shape) == 1 and column.cells > LONG]
+        drawn = {column.name for column in images + arrays}
+        rest = [column for column in self.schema if column.name not in drawn and column.cells]
+        kept = [printed for column in rest[:COLUMNS] for printed in self._printed(column)][:COLUMNS]
+        return Shown(
+            pictures=[(column.name, self._pictures(column)) for column in images],
+            lines=[(column.name, self._charts(column)) for column in arrays],
+            headings=[name for name, _ in kept],
+            table=[list(row) for row in zip(*(cells for _, cells in kept), strict=True)],
+            left_out=sum(column.cells if column.shape else 1 for column in rest) - len(kept),
+        )
+
+    def picture(self, column: Column, row: int, which: str = "original") -> str:
+        """Address of one image: `original`, `model`, `pca`, or `cost`: bright where the model paid most."""
+        span = self.schema.spans[column.name]
+        if which == "cost":
+            excess = self.rows.excess[row, span].clamp(min=0).double().numpy().reshape(column.shape)
+            heat = excess if excess.ndim == 2 else np.asarray(excess.sum(_plane_axis(excess.shape)))
+            share = heat / (heat.max() or 1.0)
+            return data_uri(np.stack([share, 0.55 * share**1.5, 0.15 * share**3], axis=-1))
+        source = {"original": self.rows.truth.numbers, "model": self.rows.model[0], "pca": self.rows.pca[0]}
+        pixels = source[which][row, span].double().numpy()
+        if not column.bounded:
+            whole = self.rows.truth.numbers[:, span].double()
+            low, high = float(whole.min()), float(whole.max())
+            pixels = (pixels - low) / ((high - low) or 1.0)
+        return data_uri(as_image(pixels.reshape(column.shape)))
+
+    def value(self, column: Column, row: int, which: str = "original") -> str:
+        """One value of a scalar column as text."""
+        rows = {"original": self.original, "model": self.model}[which]
+        if which == "original" and not self.mask[row, self.schema.spans[column.name].start]:
+            return "missing"
+        return texts(rows[column.name].slice(row, 1))[0]
+
+    def _pictures(self, column: Column) -> list[tuple[str, list[str]]]:
+        kinds = (("original", "original"), ("model", "model"), ("PCA", "pca"))
+        count = len(self.rows.index)
+        return [(label, [self.picture(column, row, which) for row in range(count)]) for label, which in kinds]
+
+    def _charts(self, column: Column) -> list[Markup]:
+        span = self.schema.spans[column.name]
+        arrays = {name: as_floats(rows[column.name]) for name, rows in (("pca", self.pca), ("model", self.model))}
+        original = np.where(self.mask[:, span], as_floats(self.original[column.name]), np.nan)
+        charts = []
+        for row in range(min(SERIES, len(original))):
+            lines = [("original", original[row]), *((name, values[row]) for name, values in arrays.items())]
+            charts.append(overlay(lines, f"row {int(self.rows.index[row])}"))
+        return charts
+
+    def _printed(self, column: Column) -> list[tuple[str, list[Cell]]]:
+        """Headings and cells of a column: one of each, or one for every element of a short array."""
+        span = self.schema.spans[column.name]
+        tints = self._tints(column)
+        if not column.shape:
+            cells = [
+                Cell(self.value(column, row), self.value(column, row, "model"), float(tints[row].max()))
+                for row in range(len(tints))
+            ]
+            return [(column.name, cells)]
+        originals, models = as_floats(self.original[column.name]), as_floats(self.model[column.name])
+        return [
+            (
+                name,
+                [
+                    Cell(figure(a) if seen else "missing", figure(b), float(tint))
+                    for a, b, tint, seen in zip(
+                        originals[:, i], models[:, i], tints[:, i], self.mask[:, span.start + i], strict=True
+                    )
+                ],
+            )
+            for i, name in enumerate(column.cell_names())
+        ]
+
+    def _tints(self, column: Column) -> Floats:
+        """(n, cells) 0..1: how far off each cell is; 1 is two standard deviations, or another category."""
+        span, numbers = self.schema.spans[column.name], self.schema.numbers
+        seen = self.mask[:, span]
+        if column.categorical:
+            codes = slice(span.start - numbers, span.stop - numbers)
+            return np.asarray(((self.rows.truth.codes != self.rows.model[1])[:, codes].numpy() & seen) * 1.0)
+        gap = (self.rows.truth.numbers - self.rows.model[0])[:, span].abs().double().numpy()
+        return np.asarray(np.where(seen, gap / (0.6 if column.bounded else 2.0), 0.0).clip(0.0, 1.0))
+
+
+def texts(array: pa.Array) -> list[str]:
+    """Values as short text: numbers with the digits that count, dates without empty fractions."""
+    if pa.types.is_temporal(array.type) and not pa.types.is_duration(array.type):
+        return [_short(value) for value in _times(array)]
+    return [_text(value) for value in array.to_pylist()]
+
+
+def _times(array: pa.Array) -> list[str | None]:
+    if pa.types.is_timestamp(array.type):  # Python's datetimes know neither nanoseconds nor the year 12000
+        array = array.cast(pa.timestamp("s", array.type.tz), safe=False)
+    values: list[str | None] = array.cast(pa.string()).to_pylist()
+    return values
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _short(value)
+    return f"{value:,}" if isinstance(value, int) else figure(value)
+
+
+def _short(value: Any) -> str:
+    text = "other" if value is None else str(value)
+    return text if len(text) <= TEXT else text[: TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _plane_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of an image that are not its height and width."""
+    first = shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return (0,) if first else tuple(range(2, len(shape)))
+
+
+def worst_cells(values: Tensor, count: int) -> list[int]:
+    """Positions of the `count` largest values, largest first, those above 0."""
+    top = torch.topk(values, min(count, len(values)))
+    return [int(i) for value, i in zip(top.values, top.indices, strict=True) if value > 0]

@@ -1,0 +1,184 @@
+"""Small charts as SVG text: curves, a map of points, a line over a line.
+
+Colors are CSS classes of the page, so that one drawing serves light and dark. Every text that comes from data passes
+through `Markup.format`, which escapes it. Knows coordinates and ticks; nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+Floats = npt.NDArray[np.float64]
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values low..high on the pixels start..stop.
+
+    Args:
+        low: smallest value shown.
+        high: largest value shown.
+        start: pixel of `low`.
+        stop: pixel of `high`.
+        log: logarithmic; then `low` lies above 0.
+    """
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def at(self, values: npt.ArrayLike) -> Floats:
+        """Pixels of values."""
+        array = np.asarray(values, dtype=np.float64)
+        low, high = (log10(self.low), log10(self.high)) if self.log else (self.low, self.high)
+        share = ((np.log10(array) if self.log else array) - low) / (high - low)
+        return np.asarray(self.start + share * (self.stop - self.start))
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values along the axis: steps of 1, 2 or 5, or decades."""
+        if self.log:
+            first, last = floor(log10(self.low)), ceil(log10(self.high))
+            steps = (1, 2, 5) if last - first <= 3 else (1,)
+            marks = [m * 10.0**k for k in range(first, last + 1) for m in steps]
+            return [mark for mark in marks if self.low <= mark <= self.high]
+        step = _round_step((self.high - self.low) / about)
+        first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
+        return [k * step for k in range(first, last + 1)]
+
+    @classmethod
+    def over(cls, values: Floats, start: float, stop: float, log: bool = False) -> Axis:
+        """An axis that holds all finite values with a little room at both ends."""
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        if log:
+            return cls(low / 1.15, high * 1.15, start, stop, True)
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+        return cls(low - room, high + room, start, stop)
+
+
+def curves(series: Sequence[tuple[str, Floats, Floats]], x_title: str, y_title: str) -> Markup:
+    """Lines over a common axis, logarithmic where positive values span more than a factor of 20.
+
+    Args:
+        series: CSS class, x (n,) and y (n,) of each line; NaN leaves a gap.
+        x_title: below.
+        y_title: beside.
+    """
+    every = np.concatenate([y for _, _, y in series])
+    finite = every[np.isfinite(every)]
+    log = bool(finite.size and finite.min() > 0 and finite.max() > 20 * finite.min())
+    x = Axis.over(np.concatenate([x for _, x, _ in series]), LEFT, WIDTH - RIGHT)
+    y = Axis.over(every, HEIGHT - BOTTOM, TOP, log)
+    lines = [_line(name, x.at(xs), y.at(ys)) for name, xs, ys in series]
+    return _drawing(x, y, x_title, f"{y_title} (log scale)" if log else y_title, lines)
+
+
+def points(x: Floats, y: Floats, classes: npt.NDArray[np.int64], titles: tuple[str, str]) -> Markup:
+    """A map of points, each in the tint of its class; higher classes lie on top.
+
+    Args:
+        x: (n,) across.
+        y: (n,) up.
+        classes: (n,) CSS classes `tint0`, `tint1`, ...
+        titles: of the two axes.
+    """
+    height = 400
+    across, up = Axis.over(x, LEFT, WIDTH - RIGHT), Axis.over(y, height - BOTTOM, TOP)
+    pixels = np.column_stack([across.at(x), up.at(y)]).round(1)
+    size = 7 if len(x) <= 300 else 5 if len(x) <= 1_000 else 4
+    # a line of no length with round ends is a dot, and takes a fifth of the bytes of a circle
+    layers = [
+        Markup('<path class="dot tint{}" stroke-width="{}" d="{}"/>').format(
+            tint, size, "".join(f"M{a:g} {b:g}h0" for a, b in pixels[classes == tint])
+        )
+        for tint in np.unique(classes)
+    ]
+    return _drawing(across, up, *titles, layers, height)
+
+
+def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
+    """A small chart of lines over the positions of a row, with its lowest and highest value as ticks.
+
+    Args:
+        series: CSS class and values (n,) of each line, drawn in order.
+        name: what it shows, for readers who cannot see it.
+    """
+    width, height, left = 280, 120, 44
+    count = len(series[0][1])
+    x = Axis(0, max(count - 1, 1), left, width - 4)
+    y = Axis.over(np.concatenate([values for _, values in series]), height - 6, 6)
+    keep = np.unique(np.linspace(0, count - 1, min(count, 400)).astype(int))
+    lines = [_line(style, x.at(keep), y.at(values[keep])) for style, values in series]
+    ends = [t for t in y.ticks(3) if y.low <= t <= y.high]
+    grid = _rows(y, ends, left, width - 4)
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, name, Markup("").join([grid, *lines])
+    )
+
+
+def _drawing(x: Axis, y: Axis, x_title: str, y_title: str, marks: Iterable[Markup], height: int = HEIGHT) -> Markup:
+    """Grid, ticks and titles around the marks."""
+    columns = Markup("").join(
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(at, height - BOTTOM + 18, label)
+        for at, label in zip(x.at(x.ticks(6)), _labels(x.ticks(6)), strict=True)
+    )
+    base = Markup('<path class="base" d="M{} {}H{}"/>').format(LEFT, height - BOTTOM, WIDTH - RIGHT)
+    middle = (TOP + height - BOTTOM) / 2
+    titles = Markup(
+        '<text class="title" x="{}" y="{}" text-anchor="middle">{}</text>'
+        '<text class="title" x="14" y="{}" text-anchor="middle" transform="rotate(-90 14 {})">{}</text>'
+    ).format((LEFT + WIDTH - RIGHT) / 2, height - 8, x_title, middle, middle, y_title)
+    inside = Markup("").join([_rows(y, y.ticks(), LEFT, WIDTH - RIGHT), base, columns, titles, *marks])
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{} by {}">{}</svg>').format(
+        WIDTH, height, y_title, x_title, inside
+    )
+
+
+def _rows(y: Axis, ticks: list[float], left: float, right: float) -> Markup:
+    """A grid line and a label at each tick of the upright axis."""
+    return Markup("").join(
+        Markup('<path class="grid" d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+            left, at, right, left - 6, at + 4, label
+        )
+        for at, label in zip(y.at(ticks), _labels(ticks), strict=True)
+    )
+
+
+def _line(style: str, x: Floats, y: Floats) -> Markup:
+    """A polyline with gaps where y is NaN; a single point becomes a dot."""
+    steps, pen = [], "M"
+    for a, b in zip(x, y, strict=True):
+        if np.isfinite(b):
+            steps.append(f"{pen}{a:.1f} {b:.1f}")
+            pen = "L"
+        else:
+            pen = "M"
+    dot = "h0" if len(steps) == 1 else ""
+    return Markup('<path class="line {}" d="{}"/>').format(style, "".join(steps) + dot)
+
+
+def _labels(ticks: list[float]) -> list[str]:
+    """Ticks as short text, all with the digits that their steps need."""
+    labels = [f"{tick:.4g}" for tick in ticks]
+    if len(set(labels)) < len(ticks):
+        labels = [f"{tick:.8g}" for tick in ticks]
+    return [
+        "0" if abs(tick) < 1e-12 else label.replace("-", "\N{MINUS SIGN}")
+        for tick, label in zip(ticks, labels, strict=True)
+    ]
+
+
+def _round_step(step: float) -> float:
+    """The smallest of 1, 2, 5 x 10^k that is not below `step`."""
+    power = 10.0 ** floor(log10(step))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= step * (1 - 1e-9))

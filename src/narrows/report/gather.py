@@ -1,0 +1,102 @@
+"""What a page shows of the rows: an even sample, and the rows that fit worst. One pass, in bounded memory.
+
+The sample depends on the seed and the order of the rows alone, not on how they come in batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrows.fitted import Model
+from narrows.schema import Batch
+from narrows.sources.source import Source
+from narrows.tasks.baseline import Baseline
+from narrows.tasks.keep import Keep
+
+BLOCK = 4_096
+POINTS = 2_000  # codes on the map: more would hide each other
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Some rows, three times.
+
+    Args:
+        index: (n,) position of each row in the data.
+        truth: the prepared rows.
+        model: number cells (n, N) and codes (n, M) as the model gives them back.
+        pca: as the baseline gives them back.
+        score: (n,).
+        excess: (n, C + terms) what each cell and term cost, beyond what it costs on average over all rows.
+    """
+
+    index: Tensor
+    truth: Batch
+    model: tuple[Tensor, Tensor]
+    pca: tuple[Tensor, Tensor]
+    score: Tensor
+    excess: Tensor
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the page shows.
+
+    Args:
+        rows: in all.
+        codes: (n, code_size) of an even sample of at most 2,000 rows.
+        scores: (n,) of the same rows.
+        sample: a few of them.
+        worst: the rows of the highest scores, worst first.
+    """
+
+    rows: int
+    codes: Tensor
+    scores: Tensor
+    sample: Seen
+    worst: Seen
+
+
+def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: int) -> Gathered:
+    """One pass over a source.
+
+    Args:
+        model: gives codes and costs.
+        baseline: gives rows to lay beside the model's.
+        source: of the rows.
+        shown: rows in the small sample.
+        worst: rows of the highest scores.
+    """
+    points, few, bad = Keep(POINTS), Keep(shown), Keep(worst)
+    draws = torch.Generator().manual_seed(0)
+    rows, costs_sum = 0, torch.zeros(0, dtype=torch.float64)
+    for _, whole in model.batches(source):
+        for start in range(0, len(whole), BLOCK):
+            batch = whole[start : start + BLOCK]
+            codes, costs = model.codes(batch), model.costs(batch)
+            scores, keys = costs.sum(1), torch.rand(len(batch), generator=draws, dtype=torch.float64)
+            entire = {"index": torch.arange(rows, rows + len(batch)), "costs": costs}
+            entire |= {"numbers": batch.numbers, "codes": batch.codes, "seen": batch.mask()}
+            points.offer(keys, {"code": codes, "score": scores})
+            few.offer(keys, entire)
+            bad.offer(scores, entire)
+            rows += len(batch)
+            costs_sum = costs.sum(0, dtype=torch.float64) + (costs_sum if len(costs_sum) else 0.0)
+    mean = (costs_sum / rows).float()
+    sample, worst_rows = (_seen(model, baseline, kept, mean) for kept in (few, bad))
+    return Gathered(rows, points.rows["code"], points.rows["score"], sample, worst_rows)
+
+
+def _seen(model: Model, baseline: Baseline, kept: Keep, mean: Tensor) -> Seen:
+    rows = kept.rows
+    truth = Batch(rows["numbers"], rows["codes"], rows["seen"])
+    given = model.cells(model.codes(truth))
+    costs = rows["costs"]
+    # an unseen cell costs nothing, which is no merit
+    hidden = torch.zeros_like(costs, dtype=torch.bool)
+    hidden[:, : rows["seen"].shape[1]] = ~rows["seen"]
+    excess = (costs - mean).masked_fill(hidden, 0.0)
+    return Seen(rows["index"], truth, given, baseline.cells(truth), costs.sum(1), excess)

@@ -1,0 +1,226 @@
+"""What stands in the sections of a page, as plain data for its template: figures, bars, charts and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from narrows.fitted import Model
+from narrows.networks.dense import default_hidden
+from narrows.report.cells import View, worst_cells
+from narrows.report.charts import curves, points
+from narrows.report.gather import Gathered
+from narrows.schema import Column
+from narrows.tasks.evaluate import terms
+from narrows.tasks.evaluation import GUESSES, ColumnErrors, Evaluation, figure, worst_columns
+
+ERRORS = 60  # columns in the table of errors
+BLAMED = 4  # columns named for a bad row
+EPOCHS = 600  # points of a curve
+QUANTILES = (0.5, 0.75, 0.9, 0.99)
+REASONS = {
+    "epochs": "all planned epochs were done",
+    "loss": "the loss reached its threshold",
+    "converged": "it had converged",
+    "patience": "validation rows stopped getting better",
+    "time": "the time limit was reached",
+    "callback": "a callback asked for it",
+    "interrupted": "it was interrupted",
+    "diverged": "the loss was no longer finite",
+}
+
+
+def about(model: Model) -> list[tuple[str, str]]:
+    """What the model is, as pairs of a word and a sentence."""
+    facts, schema = model.facts, model.schema
+    weights = sum(weight.numel() for weight in model.module.parameters())
+    members = f" for each of {model.members} members" if model.members else ""
+    held = facts.get("validation_rows")
+    rows = f"{facts['rows']:,}" + (f", and {held:,} held out for validation" if held else "")
+    stopped = REASONS.get(facts.get("reason", ""), "")
+    return [
+        ("Recipe", str(model.recipe)),
+        ("Code", f"{_count(model.latent, 'number')}{members}, for {_count(schema.cells, 'cell')} a row"),
+        ("Network", f"{_layers(model)}; {weights:,} weights"),
+        ("Columns", _kinds(model)),
+        ("Training rows", rows),
+        ("Training", f"{_count(len(_records(model)), 'epoch')}; stopped because {stopped}" if stopped else "unknown"),
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _layers(model: Model) -> str:
+    """Widths through the whole network, input to output."""
+    if model.network is None:
+        return "the user's own encoder and decoder"
+    inputs, network = model.module.embed.width, model.network
+    down: tuple[int, ...] = (
+        () if model.recipe.slots().linear else network.hidden or default_hidden(inputs, model.latent)
+    )
+    up = () if model.recipe.slots().linear else down[::-1] if network.decoder is None else network.decoder
+    widths = (inputs, *down, model.latent, *up, model.module.likelihood.width)
+    return " \N{RIGHTWARDS ARROW} ".join(f"{width:,}" for width in widths)
+
+
+def _kinds(model: Model) -> str:
+    kinds = [column.kind for column in model.schema]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+def _records(model: Model) -> list[dict[str, float]]:
+    records: list[dict[str, float]] = model.facts.get("records", [])
+    return records
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A column's errors as text, and as lengths of bars in percent of the longest of the three."""
+
+    column: ColumnErrors
+    measure: str
+    figures: list[str]
+    bars: list[float]
+    better: bool
+
+
+def column_errors(evaluation: Evaluation) -> list[ErrorRow]:
+    """Rows of the table of errors: at most 60 columns, the worst ones where there are more."""
+    return [_error_row(column) for column in worst_columns(evaluation.columns, ERRORS)]
+
+
+def _error_row(column: ColumnErrors) -> ErrorRow:
+    errors = [getattr(column.errors, name) for name in GUESSES]
+    longest = max((error for error in errors if isfinite(error)), default=0.0) or 1.0
+    bars = [round(100 * error / longest, 1) if isfinite(error) else 0.0 for error in errors]
+    measure = "wrong" if column.measure == "wrong" else f"RMSE {column.unit}".strip()
+    return ErrorRow(column, measure, [figure(error, column.measure) for error in errors], bars, errors[0] <= errors[1])
+
+
+def training_curves(model: Model) -> Markup | None:
+    """Training and validation loss over epochs; None where the model file has no record of them."""
+    records = _records(model)
+    if not records:
+        return None
+    step = -(-len(records) // EPOCHS)
+    kept = [*records[:-1:step], records[-1]]
+    epochs = np.array([record["epoch"] for record in kept], dtype=np.float64)
+    series = [("loss", epochs, np.array([record["loss"] for record in kept], dtype=np.float64))]
+    if any(record.get("val_loss") is not None for record in kept):
+        held = np.array([record.get("val_loss", np.nan) for record in kept], dtype=np.float64)
+        series.append(("held", epochs, held))
+    return curves(series, "epoch", "loss per row")
+
+
+@dataclass(frozen=True)
+class CodeMap:
+    """The map of the codes, and what it shows."""
+
+    chart: Markup
+    count: int
+    rows: int
+    legend: list[tuple[int, str]]
+    note: str
+
+
+def code_map(gathered: Gathered) -> CodeMap:
+    """The sampled codes in two dimensions, tinted by score.
+
+    Codes of two numbers as they are, of one against the score, of more by their PCA.
+    """
+    codes, scores = gathered.codes.double(), gathered.scores.double()
+    x, y, titles, note = _flat(codes, scores)
+    edges = torch.quantile(scores, torch.tensor(QUANTILES, dtype=torch.float64))
+    classes = (scores.unsqueeze(1) > edges).sum(1).numpy()
+    words = ["lower half", "to 75 %", "to 90 %", "to 99 %", "highest 1 %"]
+    legend = [(tint, words[tint]) for tint in sorted(set(classes.tolist()))]
+    return CodeMap(points(x, y, classes, titles), len(codes), gathered.rows, legend, note)
+
+
+def _flat(codes: torch.Tensor, scores: torch.Tensor) -> tuple[np.ndarray, np.ndarray, tuple[str, str], str]:
+    size = codes.shape[1]
+    if size == 1:
+        return (
+            codes[:, 0].numpy(),
+            scores.numpy(),
+            ("the code", "score"),
+            "The code is one number; its height is the score.",
+        )
+    if size == 2:
+        return codes[:, 0].numpy(), codes[:, 1].numpy(), ("first number", "second number"), "The codes as they are."
+    centered = codes - codes.mean(0)
+    _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
+    if len(spread) < 2:  # a single row
+        flat, shares = centered[:, :2], [0.0, 0.0]
+    else:
+        flat = centered @ directions[:2].T
+        shares = (spread.square() / spread.square().sum().clamp(min=1e-30))[:2].tolist()
+    titles = (f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%})")
+    note = f"Two of {size} dimensions, by PCA of the codes: they show {sum(shares):.0%} of the codes' variance."
+    return flat[:, 0].numpy(), flat[:, 1].numpy(), titles, note
+
+
+@dataclass(frozen=True)
+class Blame:
+    """A column's part in a bad score: what it cost beyond the average row, and what stood there."""
+
+    name: str
+    excess: str
+    share: float
+    original: str
+    model: str
+    cells: str
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that fits badly."""
+
+    index: int
+    score: str
+    blames: list[Blame]
+    pictures: list[tuple[str, str]]
+
+
+def bad_rows(model: Model, gathered: Gathered) -> list[BadRow]:
+    """The rows of the highest scores, worst first, each with the columns to blame."""
+    view = View(model, gathered.worst)
+    return [_bad_row(model, view, row) for row in range(len(gathered.worst.index))]
+
+
+def _bad_row(model: Model, view: View, row: int) -> BadRow:
+    schema, excess = model.schema, view.rows.excess[row]
+    sums = [float(excess[schema.spans[column.name]].sum()) for column in schema]
+    extra = excess[schema.cells :].tolist()
+    order = worst_cells(torch.tensor(sums + extra), BLAMED)
+    longest = max([*sums, *extra, 1e-30])
+    blames = []
+    for i in order:
+        if i < len(sums):
+            column = list(schema)[i]
+            blames.append(_blame(view, column, row, sums[i], longest))
+        else:
+            name = terms(model)[i - len(sums)]
+            cost = extra[i - len(sums)]
+            blames.append(Blame(f"{name} of the code", figure(cost), 100 * cost / longest, "", "", ""))
+    images = [column for column in schema if len(column.shape) > 1 and column.cells][:1]
+    kinds = (("original", "original"), ("model", "model"), ("cost", "cost"))
+    pictures = [(label, view.picture(column, row, which)) for column in images for label, which in kinds]
+    return BadRow(int(view.rows.index[row]), figure(float(view.rows.score[row])), blames, pictures)
+
+
+def _blame(view: View, column: Column, row: int, cost: float, longest: float) -> Blame:
+    share = 100 * cost / longest
+    if not column.shape:
+        values = view.value(column, row), view.value(column, row, "model")
+        return Blame(column.name, figure(cost), share, *values, "")
+    cells = view.rows.excess[row, view.schema.spans[column.name]]
+    names = column.cell_names()
+    top = ", ".join(names[i] for i in worst_cells(cells, 3)) if len(column.shape) == 1 else ""
+    return Blame(column.name, figure(cost), share, "", "", top)
