@@ -50,20 +50,17 @@ class RunFolder:
         """Facts and tensors of the checkpoint to go on from; None where there is none.
 
         Raises:
-            SettingError: when the checkpoint is of a run with other settings, naming the first that differs.
+            SettingError: when the checkpoint is of a run with other settings, naming those that differ.
             ModelFileError: when it is damaged or foreign.
         """
         if not self._checkpoint.exists():
             return None
         facts, tensors = tensorfile.read(self._checkpoint, "checkpoint")
         stored, wanted = facts.get("identity", {}), json.loads(json.dumps(self.identity))
-        for name in sorted(stored.keys() | wanted.keys()):
-            if stored.get(name) != wanted.get(name):
-                raise SettingError(
-                    f"{name}={wanted.get(name)!r} for the run in {self.path}",
-                    f"{stored.get(name)!r}, as it began",
-                    "the settings it began with, or a new folder",
-                )
+        other = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
+        if other:
+            now, then = (", ".join(f"{name}={of.get(name)!r}" for name in other) for of in (wanted, stored))
+            raise SettingError(f"{now} for the run in {self.path}", f"{then}, as it began", "those, or a new folder")
         return facts, tensors
 
     def open(self, records: list[Record], resumed: bool) -> None:

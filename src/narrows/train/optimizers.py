@@ -19,12 +19,12 @@ from narrows.train.devices import has_bfloat16
 from narrows.train.settings import OptimizerName, ScheduleName, Training
 
 DEFAULT_RATES: dict[OptimizerName, float] = {
-    "gd": 0.1,
-    "sgd": 0.1,
-    "momentum": 0.02,
-    "adam": 2e-3,
-    "adamw": 2e-3,
-    "muon": 5e-3,
+    "gd": 0.5,
+    "sgd": 0.5,
+    "momentum": 0.05,
+    "adam": 3e-3,
+    "adamw": 3e-3,
+    "muon": 1e-2,
 }
 
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises

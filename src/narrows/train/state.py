@@ -112,8 +112,9 @@ class State:
         before, self.last = self.last, now
         if not before:
             return None
-        moved = torch._foreach_sub(list(now.values()), list(before.values()))
-        return _norm(list(moved)) / max(_norm(list(before.values())), 1e-30)
+        # Both sums in the weights' own order: a loaded checkpoint comes in another, and rounding would tell.
+        moved = [weight - before[name] for name, weight in now.items()]
+        return _norm(moved) / max(_norm([before[name] for name in now]), 1e-30)
 
     def restore_best(self) -> bool:
         """Put the best weights back into the module; False where there are none."""

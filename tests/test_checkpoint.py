@@ -1,0 +1,163 @@
+"""A run that was killed goes on exactly; a folder that cannot be trusted is refused; a full disk costs no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from narrows import tensorfile
+from narrows.errors import FitWarning, ModelFileError, NarrowsError, SettingError
+from small_run import small_run
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+KILLED = ("sgd", "adamw", "muon")
+
+
+def same_bits(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def kill_after_random_epoch(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> None:
+    """Wait for a random line of the metrics, then a random moment, then SIGKILL."""
+    wanted, metrics = rng.randrange(3, 60), folder / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < wanted):
+        time.sleep(0.001)
+    time.sleep(rng.random() * 0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_not_been(tmp_path):
+    rng = random.Random()
+    processes = {o: subprocess.Popen([sys.executable, str(SCRIPT), o, str(tmp_path / o)]) for o in KILLED}
+    for optimizer, process in processes.items():
+        kill_after_random_epoch(process, tmp_path / optimizer, rng)
+    for optimizer in KILLED:
+        whole, expected = small_run(optimizer, None, every=0.01, epochs=150)
+        resumed, history = small_run(optimizer, tmp_path / optimizer, resume=True, every=0.01, epochs=150)
+        assert same_bits(whole, resumed), optimizer
+        assert history.facts() == expected.facts()
+        lines = (tmp_path / optimizer / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [record["epoch"] for record in expected.records]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "muon"])
+def test_a_run_whose_source_fails_at_any_step_goes_on_exactly(tmp_path, optimizer):
+    whole, expected = small_run(optimizer, None)
+    for step in range(1, expected.records[-1]["step"] + 1, 5):
+        folder = tmp_path / str(step)
+        with pytest.raises(ConnectionError):
+            small_run(optimizer, folder, fail_at=step)
+        assert json.loads((folder / "run.json").read_text())["reason"] == "failed"
+        resumed, history = small_run(optimizer, folder, resume=True)
+        assert same_bits(whole, resumed), step
+        assert history.facts() == expected.facts()
+
+
+def test_two_kills_in_a_row_and_a_resume_of_the_finished_run(tmp_path):
+    whole, expected = small_run("adamw", None)
+    with pytest.raises(ConnectionError):
+        small_run("adamw", tmp_path, fail_at=9)
+    with pytest.raises(ConnectionError):
+        small_run("adamw", tmp_path, resume=True, fail_at=11)
+    for _ in range(2):
+        resumed, history = small_run("adamw", tmp_path, resume=True)
+        assert same_bits(whole, resumed)
+        assert history.facts() == expected.facts()
+
+
+def test_the_folder_tells_what_ran(tmp_path):
+    _, history = small_run("adamw", tmp_path / "new" / "run")
+    told = json.loads((tmp_path / "new" / "run" / "run.json").read_text())
+    assert told["reason"] == history.reason == "epochs"
+    assert told["settings"]["optimizer"] == "adamw" and told["settings"]["seed"] == 7
+    assert {"machine", "versions", "started", "finished"} <= told.keys()
+    lines = [json.loads(line) for line in (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history.records
+    assert sorted(os.listdir(tmp_path / "new" / "run")) == ["checkpoint.safetensors", "metrics.jsonl", "run.json"]
+
+
+def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path):
+    whole, _ = small_run("adamw", None)
+    assert same_bits(whole, small_run("adamw", tmp_path / "none", resume=True)[0])
+
+
+def test_a_new_run_replaces_an_old_one(tmp_path):
+    with pytest.raises(ConnectionError):
+        small_run("adamw", tmp_path, fail_at=20)
+    with pytest.raises(ConnectionError):
+        small_run("sgd", tmp_path, fail_at=1)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    small_run("adamw", tmp_path)
+    with pytest.raises(SettingError, match=r"optimizer='sgd' .*optimizer='adamw', as it began"):
+        small_run("sgd", tmp_path, resume=True)
+    with pytest.raises(SettingError, match="epochs=9"):
+        small_run("adamw", tmp_path, resume=True, epochs=9)
+
+
+def test_a_checkpoint_of_another_module_is_refused(tmp_path):
+    small_run("adamw", tmp_path)
+    facts, tensors = tensorfile.read(tmp_path / "checkpoint.safetensors", "checkpoint")
+    name = next(name for name in tensors if name.startswith("module/") and tensors[name].ndim == 2)
+    tensorfile.write(tmp_path / "checkpoint.safetensors", "checkpoint", facts, {**tensors, name: torch.zeros(2, 2)})
+    with pytest.raises(SettingError, match=r"of shape \(2, 2\) in the checkpoint"):
+        small_run("adamw", tmp_path, resume=True)
+
+
+def test_damaged_checkpoints_are_refused_clearly(tmp_path):
+    small_run("adamw", tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    whole, rng = path.read_bytes(), random.Random(0)
+    for trial in range(60):
+        broken = bytearray(whole)
+        if trial % 2:
+            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        else:
+            del broken[rng.randrange(len(broken)) :]
+        path.write_bytes(broken)
+        with pytest.raises(ModelFileError):
+            small_run("adamw", tmp_path, resume=True)
+    tensorfile.write(path, "model", {}, {"a": torch.zeros(1)})
+    with pytest.raises(ModelFileError, match="a checkpoint file"):
+        small_run("adamw", tmp_path, resume=True)
+
+
+def test_a_disk_that_fills_up_costs_the_checkpoint_not_the_model(tmp_path):
+    whole, expected = small_run("adamw", None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.warns(FitWarning, match=r"run folder .*training goes on without"):
+            trained, history = small_run("adamw", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same_bits(whole, trained) and history.facts() == expected.facts()
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "run.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NarrowsError, match="no run folder"):
+        small_run("adamw", tmp_path / "file" / "run")
+
+
+def test_writing_checkpoints_draws_no_random_numbers_and_changes_no_bit(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same_bits(small_run("adamw", None)[0], small_run("adamw", tmp_path)[0])
