@@ -6,6 +6,7 @@ lower bounds), and numbers, which are hardly categories then, are no longer coun
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from narrows.prepare.arrow_types import Type, is_clock, is_date, is_plain_number
 
 TEXT_LEVELS = 1_000_000
 OTHER_LEVELS = 50_000  # below a batch of the sources, so that a column of distinct numbers is let go at once
+FEW_UNKNOWN = 5  # unknown values that pass without a word where training had some too
 FEW_LEVELS = 20  # up to so many levels, those that occurred once are kept too
 
 Codes = npt.NDArray[np.int64]
@@ -97,6 +99,26 @@ def without_nan(array: Values) -> Values:
     return pc.if_else(pc.is_nan(zeroed), pa.scalar(None, array.type), zeroed)
 
 
+@dataclass(frozen=True)
+class Levels:
+    """The known levels of a category column.
+
+    Args:
+        values: by code, in the type of `level_type`.
+        rest: share of the training values that got no code of their own, and so trained the one of unseen levels.
+    """
+
+    values: Values
+    rest: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def surprised(self, unknown: int, rows: int) -> bool:
+        """Whether so many unknown values among so many rows are more than training had."""
+        return unknown > (2 * self.rest * rows + FEW_UNKNOWN if self.rest else 0)
+
+
 def choose_levels(values: Values, counts: Codes, max_levels: int) -> Values:
     """The levels that get a code of their own, in the order of their codes.
 
@@ -113,7 +135,7 @@ def choose_levels(values: Values, counts: Codes, max_levels: int) -> Values:
     return values[: min(kept, max_levels)]
 
 
-def encode(array: Values, levels: Values, column: str) -> tuple[Codes, npt.NDArray[np.bool_] | None, str | None]:
+def encode(array: Values, levels: Levels, column: str) -> tuple[Codes, npt.NDArray[np.bool_] | None, str | None]:
     """Values to codes.
 
     Args:
@@ -123,17 +145,18 @@ def encode(array: Values, levels: Values, column: str) -> tuple[Codes, npt.NDArr
 
     Returns:
         (B,) codes, `len(levels)` where missing or unknown; (B,) which values are there, or None where all are; and
-        an unknown level, if any came.
+        an unknown level, if more came than in training.
 
     Raises:
         DataError: where values cannot be read as the type of the levels.
     """
-    values, known = _comparable(without_nan(plain(array)), levels, column)
+    values, known = _comparable(without_nan(plain(array)), levels.values, column)
     found = pc.index_in(values, value_set=known, skip_nulls=True)
     codes: Codes = np.asarray(found.fill_null(len(levels)).to_numpy(), dtype=np.int64)
     seen = np.asarray(values.is_valid()) if values.null_count else None
     unknown = np.flatnonzero((codes == len(levels)) & (True if seen is None else seen))
-    return codes, seen, str(values[int(unknown[0])].as_py()) if len(unknown) else None
+    surprise = levels.surprised(len(unknown), len(codes))
+    return codes, seen, str(values[int(unknown[0])].as_py()) if surprise else None
 
 
 def _comparable(array: Values, levels: Values, column: str) -> tuple[Values, Values]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.prepare.arrow import Values
 from narrows.prepare.arrow_types import Nature
-from narrows.prepare.categories import choose_levels
+from narrows.prepare.categories import Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.statistics import ColumnStatistics, Statistics
 from narrows.prepare.transforms import TRANSFORMS, Plan, Transform, plan_date, plan_image, plan_numbers
@@ -39,7 +39,7 @@ class Learnt:
     """What was decided about one column: its entry in the schema, and either levels or a plan, or neither."""
 
     column: Column
-    levels: Values | None = None
+    levels: Levels | None = None
     plan: Plan | None = None
 
 
@@ -123,7 +123,7 @@ def _kind(name: str, column: ColumnStatistics, wish: Kind | None) -> Kind:
     return "category" if column.nature == "text" else "number"
 
 
-def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_levels: int) -> Values:
+def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_levels: int) -> Levels:
     counts = column.counts
     if counts is None or not counts.counting:
         raise SettingError(f"column {name!r} has too many distinct values for a category", "text, or another kind")
@@ -138,10 +138,11 @@ def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_leve
     if pa.types.is_dictionary(column.type):
         max_levels = min(max_levels, 2 ** (column.type.index_type.bit_width - 1))
     levels = choose_levels(values, often, max_levels)
-    if often[: len(levels)].sum() < (rows - column.missing) / 2:
+    rest = 1 - int(often[: len(levels)].sum()) / (rows - column.missing)
+    if rest > 0.5:
         hint = "leave it out, or raise max_levels"
         _warn(f"column {name!r}: its {len(levels)} levels of {len(values):,} cover under half of its rows; try: {hint}")
-    return _in_order(levels, column.order)
+    return Levels(_in_order(levels, column.order), rest)
 
 
 def _in_order(levels: Values, order: Values | None) -> Values:

@@ -29,7 +29,7 @@ from narrows.prepare.arrow import (
     write_tensors,
 )
 from narrows.prepare.arrow_types import Type, nature, parse_type
-from narrows.prepare.categories import decode, encode
+from narrows.prepare.categories import Levels, decode, encode
 from narrows.prepare.dates import write_dates
 from narrows.prepare.learning import Wishes, learn_columns
 from narrows.prepare.statistics import Statistics, read_block
@@ -49,7 +49,7 @@ class Preparer:
         scaling: the tensor half, N cells wide.
     """
 
-    def __init__(self, schema: Schema, levels: Mapping[str, Values], scaling: Scaling) -> None:
+    def __init__(self, schema: Schema, levels: Mapping[str, Levels], scaling: Scaling) -> None:
         self.schema, self.levels, self.scaling = schema, dict(levels), scaling
         self._types: list[Type] = [parse_type(column.type) for column in schema]
         self._warned: set[str] = set()
@@ -195,7 +195,9 @@ class Preparer:
         for column, arrow in zip(self.schema, self._types, strict=True):
             span = self.schema.spans[column.name]
             if column.categorical:
-                arrays.append(decode(chosen[:, span.start - self.schema.numbers], self.levels[column.name], arrow))
+                arrays.append(
+                    decode(chosen[:, span.start - self.schema.numbers], self.levels[column.name].values, arrow)
+                )
             else:
                 arrays.append(_written(raw[:, span], column, arrow))
         return pa.RecordBatch.from_arrays(arrays, schema=self.arrow_schema)

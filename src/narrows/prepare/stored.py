@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from narrows.errors import ModelFileError, NarrowsError
-from narrows.prepare.arrow import Values, column_type
+from narrows.prepare.arrow import column_type
 from narrows.prepare.arrow_types import nature, parse_type
-from narrows.prepare.categories import levels_from_json, levels_to_json
+from narrows.prepare.categories import Levels, levels_from_json, levels_to_json
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.learning import possible_kinds
 from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
 from narrows.schema import Column, Schema
+
+
+class StoredLevels(pydantic.BaseModel):
+    """The JSON of one category column's `Levels`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    values: list[Any]
+    rest: float = pydantic.Field(ge=0, le=1)
 
 
 class Facts(pydantic.BaseModel):
@@ -30,18 +38,18 @@ class Facts(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
     columns: list[Column]
-    levels: dict[str, list[Any]]
+    levels: dict[str, StoredLevels]
 
 
 def to_stored(
-    schema: Schema, levels: Mapping[str, Values], scaling: Scaling
+    schema: Schema, levels: Mapping[str, Levels], scaling: Scaling
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of a preparer's parts."""
-    stored = {name: levels_to_json(values) for name, values in levels.items()}
+    stored = {name: {"values": levels_to_json(known.values), "rest": known.rest} for name, known in levels.items()}
     return {"columns": schema.to_json(), "levels": stored}, dict(scaling.state_dict())
 
 
-def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Values], Scaling]:
+def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Levels], Scaling]:
     """The parts that `to_stored` wrote.
 
     Raises:
@@ -55,9 +63,10 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
             _check_column(column)
         _require(set(checked.levels) == {c.name for c in schema if c.categorical}, "names of the category columns")
         levels = {
-            name: levels_from_json(stored, parse_type(schema[name].type)) for name, stored in checked.levels.items()
+            name: Levels(levels_from_json(stored.values, parse_type(schema[name].type)), stored.rest)
+            for name, stored in checked.levels.items()
         }
-        _require(all(len(values) == schema[name].levels for name, values in levels.items()), "numbers of levels")
+        _require(all(len(known) == schema[name].levels for name, known in levels.items()), "numbers of levels")
         return schema, levels, _checked_scaling(schema.numbers, tensors)
     except ModelFileError:
         raise

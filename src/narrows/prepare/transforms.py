@@ -27,7 +27,7 @@ TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 LIMIT = 1e6
 KNOTS = 128  # a power of two, for the search; two of them carry the lines beyond the ends
-LEAN = 0.1  # slope a curve has at least, per range of the column: float32 scores then tell 1/100,000 of it
+LEAN = 0.5  # slope a curve has at least, per range of the column: float32 scores then tell a millionth of it
 FAR_DEVIATIONS = 8
 FAR_RANGES = 10
 
@@ -164,8 +164,9 @@ def heavy_tailed(moments: Moments, sample: Cells) -> npt.NDArray[np.bool_]:
 
 def _bend(plan: Plan, cell: int, values: Floats) -> None:
     """Gives a cell, so far mapped from its range to [0, 1], the curve of its sampled values."""
-    values = (values[~np.isnan(values)] - plan.center[cell]) / plan.scale[cell]
-    knots, scores = plan.curves[cell] = curve(np.sort(np.clip(values, 0, 1)))
+    with np.errstate(over="ignore"):
+        values = np.clip((values[~np.isnan(values)] - plan.center[cell]) / plan.scale[cell], 0, 1)
+    knots, scores = plan.curves[cell] = curve(np.sort(values))
     plan.low[cell], plan.high[cell] = np.interp([0.0, 1.0], knots, scores)
     plan.fill[cell] = (
         np.interp(values, knots, scores).mean() if len(values) else np.interp(plan.fill[cell], knots, scores)
@@ -186,7 +187,8 @@ def curve(values: Floats) -> tuple[Floats, Floats]:
     inner = np.unique(np.concatenate([[0.0], quantiles, [1.0]]))
     below, upto = (np.searchsorted(values, inner, side) for side in ("left", "right"))
     rank = torch.from_numpy((below + upto + 1) / (2 * len(values) + 2))
-    scores = torch.special.ndtri(rank).numpy() + LEAN * (inner - 0.5)
+    center = values.mean() if len(values) else 0.5
+    scores = torch.special.ndtri(rank).numpy() + LEAN * (inner - center)
     slope = scores[-1] - scores[0]
     spare = np.arange(1, KNOTS - len(inner))
     return (
