@@ -38,9 +38,6 @@ def atomic(path: str | Path) -> Iterator[Path]:
         NarrowsError: the folder is missing or may not be written to, `path` is no regular file, or space ran out.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        reason = "it is a folder" if target.is_dir() else "it is a device or pipe"
-        raise NarrowsError(f"cannot write {path}: {reason}", "a file that can be replaced", "another name")
     temporary = _create_beside(target, path)
     try:
         yield temporary
@@ -62,6 +59,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def _create_beside(target: Path, path: str | Path) -> Path:
     temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(6)}{target.suffix[-20:]}")
     try:
+        if target.exists() and not target.is_file():
+            reason = "it is a folder" if target.is_dir() else "it is a device or pipe"
+            raise NarrowsError(f"cannot write {path}: {reason}", "a file that can be replaced", "another name")
         # Opened by mode, not by tempfile: the user's umask decides who may read the result.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         if target.exists():

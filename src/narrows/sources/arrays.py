@@ -50,7 +50,8 @@ class ArraySource(Source):
         step = max(1, min(BATCH_ROWS, BATCH_BYTES // width))
         for first in range(start, stop, step):
             slab = np.require(self._array[first : min(first + step, stop)], self._stored, ["C", "ALIGNED"])
-            column = pa.array(slab.reshape(-1))
+            # Not pa.array, which would import pandas wherever that is installed.
+            column = pa.Array.from_buffers(pa.from_numpy_dtype(slab.dtype), slab.size, [None, pa.py_buffer(slab)])
             if slab.ndim > 1:
                 storage = pa.FixedSizeListArray.from_arrays(column, slab[0].size)
                 column = pa.ExtensionArray.from_storage(self._type, storage)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 import string
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ SNIFFED_BYTES = 256 << 20
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 1000
 _BLOCK_BYTES = 4 << 20
+_RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _DELIMITERS = "\t;|,"  # a comma is the one most often found inside fields, so it comes last among equals
 
 
@@ -122,25 +124,15 @@ def split_rows(file: File, layout: Layout) -> Iterator[pa.RecordBatch]:
     Raises:
         DataError: a row has too few or too many fields, or the bytes are damaged.
     """
-    ragged: list[pacsv.InvalidRow] = []
     with reading(file.name):
         try:
-            yield from _open_rows(file, layout, ragged, threads=True)
-        except pa.ArrowInvalid as error:
-            if not ragged:
-                raise
-            number = _number_of(file, layout)
-            raise DataError(
-                f"{file.name} line {number} has {ragged[0].actual_columns} fields",
-                f"{ragged[0].expected_columns} between {layout.delimiter!r} in each line",
-            ) from error
+            yield from _open_rows(file, layout, threads=True)
+        except pa.ArrowInvalid:
+            _refuse_ragged(file, layout)
+            raise
 
 
-def _open_rows(file: File, layout: Layout, ragged: list[pacsv.InvalidRow], threads: bool) -> Iterator[pa.RecordBatch]:
-    def refuse(row: pacsv.InvalidRow) -> str:
-        ragged.append(row)
-        return "error"
-
+def _open_rows(file: File, layout: Layout, threads: bool) -> Iterator[pa.RecordBatch]:
     read = pacsv.ReadOptions(
         use_threads=threads,
         column_names=list(layout.names),
@@ -149,7 +141,7 @@ def _open_rows(file: File, layout: Layout, ragged: list[pacsv.InvalidRow], threa
         block_size=_BLOCK_BYTES,
         encoding=layout.encoding,
     )
-    parse = pacsv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=refuse)
+    parse = pacsv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True)
     texts = pacsv.ConvertOptions(
         column_types=dict.fromkeys(layout.names, pa.string()),
         null_values=MISSING,
@@ -160,15 +152,17 @@ def _open_rows(file: File, layout: Layout, ragged: list[pacsv.InvalidRow], threa
         yield from pacsv.open_csv(stream, read, parse, texts)
 
 
-def _number_of(file: File, layout: Layout) -> int | None:
-    """The number of the first ragged line: pyarrow counts lines only where it reads with one thread."""
-    ragged: list[pacsv.InvalidRow] = []
+def _refuse_ragged(file: File, layout: Layout) -> None:
+    """Read again with one thread, for only so does pyarrow count rows, and refuse the first ragged one by number."""
     try:
-        for _ in _open_rows(file, layout, ragged, threads=False):
+        for _ in _open_rows(file, layout, threads=False):
             pass
-    except pa.ArrowInvalid:
-        return ragged[0].number if ragged else None
-    return None
+    except pa.ArrowInvalid as error:
+        if found := _RAGGED.search(str(error)):
+            row, wanted, got = map(int, found.groups())
+            got_fields = f"{file.name} row {row - layout.header} has {got} fields between {layout.delimiter!r}"
+            hint = "quotes around fields that hold the delimiter"
+            raise DataError(got_fields, f"{wanted}, as in the first row", hint) from error
 
 
 def _sniff_or_latin(file: File, layout: Layout, budget: int) -> tuple[Layout, list[pa.DataType], int | None, int]:
@@ -178,9 +172,13 @@ def _sniff_or_latin(file: File, layout: Layout, budget: int) -> tuple[Layout, li
     except DataError as error:
         if layout.encoding != "utf-8" or "UTF8" not in str(error):
             raise
-    warnings.warn(f"{file.name} is not UTF-8 text; read as Latin-1", DataWarning, stacklevel=2)
-    layout = _layout(file, layout.header, "latin-1")
+    _warn_of_latin(file)
+    layout = replace(layout, encoding="latin-1")
     return layout, *_sniff(file, layout, budget)
+
+
+def _warn_of_latin(file: File) -> None:
+    warnings.warn(f"{file.name} is not UTF-8 text; read as Latin-1", DataWarning, stacklevel=2)
 
 
 def _sniff(file: File, layout: Layout, budget: int) -> tuple[list[pa.DataType], int | None, int]:
@@ -198,12 +196,11 @@ def _sniff(file: File, layout: Layout, budget: int) -> tuple[list[pa.DataType], 
     return types, rows, size
 
 
-def _layout(file: File, header: bool | None, encoding: str | None = None) -> Layout:
+def _layout(file: File, header: bool | None) -> Layout:
     """Judge the first megabyte of a file."""
     with reading(file.name), file.stream() as stream:
         head = stream.read(_SAMPLE_BYTES)
-    encoding = encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
-    text = codecs.getincrementaldecoder(encoding)("replace").decode(head).removeprefix("\ufeff")
+    encoding, text = _decoded(file, head)
     lines = list(io.StringIO(text, newline=""))
     if len(head) == _SAMPLE_BYTES and len(lines) > 1:
         lines.pop()  # cut short
@@ -218,6 +215,18 @@ def _layout(file: File, header: bool | None, encoding: str | None = None) -> Lay
     names = names if header else [f"c{index}" for index in range(len(rows[0]))]
     checked_names(pa.schema([(name, pa.null()) for name in names]), file.name)
     return Layout(delimiter, header, tuple(names), blank, encoding)
+
+
+def _decoded(file: File, head: bytes) -> tuple[str, str]:
+    """The encoding of a file that begins like this, and the beginning as text without a byte order mark."""
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ["utf-16"] if marked else ["utf-8", "latin-1"]:
+        with suppress(UnicodeDecodeError):  # an incremental decoder, as the last character may be cut
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+            if encoding == "latin-1":
+                _warn_of_latin(file)
+            return encoding, text.removeprefix("\ufeff")
+    raise DataError(f"{file.name} is no UTF-16 text, though it begins like one", "UTF-8")
 
 
 def _delimiter(lines: list[str]) -> str:

@@ -159,7 +159,9 @@ class _Window:
             raise DataError(
                 f"a shuffle window of {self.count} rows is too large: {error}", hint="fewer rows"
             ) from error
-        return pa.RecordBatch.from_arrays(arrays, schema=self._rows[0].schema).take(pa.array(places))
+        return pa.RecordBatch.from_arrays(arrays, schema=self._rows[0].schema).take(
+            pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places.astype(np.int64))])
+        )
 
 
 def _permutation(count: int, *key: int) -> NDArray[np.intp]:
