@@ -1,1 +1,68 @@
-"""Narrows: autoencoders for large, messy data."""
+"""Narrows: autoencoders for large, messy data.
+
+Public names are loaded when they are first used, so that `import narrows` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
+    from narrows.estimators import Autoencoder
+    from narrows.fitting import Plan, fit
+    from narrows.fitted import Model, load
+    from narrows.networks.dense import Dense
+    from narrows.sources.source import Source, open_source
+    from narrows.tasks.evaluate import evaluate
+    from narrows.train.settings import Training
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Autoencoder": "narrows.estimators",
+    "DataError": "narrows.errors",
+    "Dense": "narrows.networks.dense",
+    "Model": "narrows.fitted",
+    "ModelFileError": "narrows.errors",
+    "NarrowsError": "narrows.errors",
+    "Plan": "narrows.fitting",
+    "SettingError": "narrows.errors",
+    "Source": "narrows.sources.source",
+    "Training": "narrows.train.settings",
+    "TrainingError": "narrows.errors",
+    "evaluate": "narrows.tasks.evaluate",
+    "fit": "narrows.fitting",
+    "load": "narrows.fitted",
+    "open_source": "narrows.sources.source",
+}
+
+__all__ = [
+    "Autoencoder",
+    "DataError",
+    "Dense",
+    "Model",
+    "ModelFileError",
+    "NarrowsError",
+    "Plan",
+    "SettingError",
+    "Source",
+    "Training",
+    "TrainingError",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load",
+    "open_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'narrows' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,8 +1,8 @@
 """The waist: a fitted model is a preparer, a module, and what tasks learnt beside them. Everything passes here.
 
 Rows come in as anything `open_source` takes; answers are arrays, or Arrow tables with the columns, names and types of
-the training data. Inference runs in fixed blocks, padded, so a row's answer does not depend on its neighbours; it
-costs little, since a block is small. Data larger than memory goes through `batches` and the methods named after tensors.
+the training data. Inference runs in fixed blocks, padded, so a row's answer does not depend on its neighbors; it costs
+little, since a block is small. Data larger than memory goes through `batches` and the methods on tensors.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Model:
         """Flat codes (B, code_size) as the decoder wants them, (1, [E,] B, latent)."""
         if self.members is None:
             return codes.unsqueeze(0)
-        return codes.unflatten(1, (self.members, self.latent)).transpose(0, 1).unsqueeze(0)
+        return codes.view(-1, self.members, self.latent).transpose(0, 1).unsqueeze(0)
 
     @staticmethod
     def _gather(parts: Iterator[Tensor], width: int | None) -> np.ndarray:
@@ -231,13 +231,18 @@ def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None) -> Mo
         known = _Facts.model_validate(facts)
         preparer = Preparer.from_file(known.preparer, tensorfile.under("preparer.", tensors))
         recipe = Recipe.of(known.recipe.name, known.recipe.arguments)
-        _check_modules(path, known.network, modules)
-        weights = tensorfile.under("module.", tensors)
-        module = _module(recipe, preparer.schema, known, modules, weights)
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ModelFileError(f"{path}: {where}: {problem['msg']}", "a model written by Narrows") from None
+    except NarrowsError as error:
+        raise ModelFileError(f"{path}: {error.got}", error.wanted, error.hint) from None
+    _check_modules(path, known.network, modules)
+    try:
+        weights = tensorfile.under("module.", tensors)
+        module = _module(recipe, preparer.schema, known, modules, weights)
+    except (NarrowsError, RuntimeError, OverflowError, TypeError) as error:
+        raise ModelFileError(f"{path}: its network cannot be built: {error}", "a model written by Narrows") from None
     parts = {name: Part(part, tensorfile.under(f"parts.{name}.", tensors)) for name, part in known.parts.items()}
     return Model(preparer, module, recipe, known.latent, known.network, known.training, parts)
 
@@ -261,23 +266,22 @@ def _module(
     weights: dict[str, Tensor],
 ) -> AutoencoderModule:
     """The module with its weights, after the file's shapes were compared with what its facts promise."""
-    try:
-        if not modules:  # on the meta device nothing is allocated, whatever sizes the facts claim
-            with torch.device("meta"):
-                _compare(build(recipe, schema, known.latent, known.network or Dense()), weights)
+    if not modules:  # on the meta device nothing is allocated, whatever sizes the facts claim
+        with torch.device("meta"):
+            _compare(build(recipe, schema, known.latent, known.network or Dense()), weights)
+    with torch.random.fork_rng(devices=[]):
         module = build(recipe, schema, known.latent, known.network or Dense(), modules)
-        _compare(module, weights)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        if isinstance(error, NarrowsError):
-            raise
-        raise ModelFileError(f"a network that cannot be built ({error})", "a model written by Narrows") from None
+    _compare(module, weights)
     module.load_state_dict(weights)
     return module.eval()
 
 
 def _compare(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not those of the module, or not finite."""
     promised = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in module.state_dict().items()}
     stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
     for name in sorted(promised.keys() | stored.keys()):
         if promised.get(name) != stored.get(name):
-            raise ModelFileError(f"weights {name}: {stored.get(name)}", f"{promised.get(name)}", "write the model again")
+            raise ModelFileError(f"weights {name}: {stored.get(name)}", f"{promised.get(name)}")
+        if weights[name].is_floating_point() and not weights[name].isfinite().all():
+            raise ModelFileError(f"weights {name} with NaN or infinity", "finite numbers")

@@ -41,7 +41,9 @@ def write(path: str | Path, kind: str, facts: Mapping[str, Any], tensors: Mappin
     header = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
     header["checksum"] = checksum(header, stored)
     with atomic(path) as temporary:
+        mode = temporary.stat().st_mode
         save_file(stored, temporary, metadata={KEY: dumps(header)})
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -62,10 +64,14 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(
-            f"{path} is cut short, damaged or no {kind} file ({error})", f"a {kind} written by Narrows", "write it again"
+            f"{path} is cut short, damaged or no {kind} file ({error})",
+            f"a {kind} written by Narrows",
+            "write it again",
         ) from None
     if header.pop("checksum", None) != checksum(header, tensors):
-        raise ModelFileError(f"{path} is damaged: its contents do not match its checksum", hint="write or copy it again")
+        raise ModelFileError(
+            f"{path} is damaged: its contents do not match its checksum", hint="write or copy it again"
+        )
     facts: dict[str, Any] = header["facts"]
     return facts, tensors
 

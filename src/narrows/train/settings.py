@@ -51,8 +51,14 @@ class Training:
     time_limit: float | None = None
     """Stop after this many seconds of training, those before a resume included."""
 
-    validation: float = 0.1
-    """Share of the rows held out to choose the best weights and to stop early; 0 trains on all."""
+    validation: float | str = 0.1
+    """Share of the rows held out to choose the best weights and to stop early, or the data to do it on; 0 for none."""
+
+    group: str | None = None
+    """Column whose equal values are held out together, so that no person or machine stands on both sides."""
+
+    time: str | None = None
+    """Column whose highest values are held out, so that the model is judged on what came later."""
 
     budget: float = 2e9
     """Bytes of prepared rows that may be held in memory; more are streamed from the source every epoch."""
@@ -152,6 +158,7 @@ def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
 
 _COUNT = (lambda value: value is None or _number(value, 1, whole=True)), "a whole number of at least 1, or None"
 _POSITIVE = (lambda value: value is None or _number(value, 0, strict=True)), "a number above 0, or None"
+_NAME = (lambda value: value is None or isinstance(value, str)), "the name of a column, or None"
 _NOT_NEGATIVE = (lambda value: _number(value, 0)), "a number of at least 0"
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -164,7 +171,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_loss": ((lambda value: value is None or _number(value, -math.inf)), "a finite number, or None"),
     "tolerance": _POSITIVE,
     "time_limit": _POSITIVE,
-    "validation": ((lambda value: _number(value, 0) and value < 1), "a share from 0 up to, not including, 1"),
+    "validation": (
+        (lambda value: isinstance(value, str) or (_number(value, 0) and value < 1)),
+        "a share from 0 up to, not including, 1, or the name of a file",
+    ),
+    "group": _NAME,
+    "time": _NAME,
     "budget": _NOT_NEGATIVE,
     "precision": _one_of(Precision),
     "checkpoint_every": _NOT_NEGATIVE,

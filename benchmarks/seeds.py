@@ -1,0 +1,167 @@
+"""The seed systems: the autoencoders that textbooks and courses train, each one command, on real data.
+
+    python benchmarks/seeds.py shallow-128 --data DIR        one of them
+    python benchmarks/seeds.py --data DIR                    all of them
+
+DIR holds `mnist/*-ubyte.gz` and `adbench/24_mnist.npz`. Prints, and writes to `results/seeds.json`: seconds from loaded
+data to fitted model, the mean squared error per cell on rows held out (pixels in [0, 1], table min-max scaled) and that
+of PCA with as many components, which is fitted on the same training rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.decomposition import PCA
+
+from narrows import Dense, Plan, Training, fit, open_source
+from narrows.train.settings import Watch
+
+RESULTS = Path(__file__).parent / "results" / "seeds.json"
+
+
+def mnist(data: Path, part: str) -> np.ndarray:
+    """MNIST images (n, 28, 28) uint8."""
+    source = open_source(data / "mnist" / f"{part}-images-idx3-ubyte.gz")
+    return np.concatenate([rows.column(0).to_numpy_ndarray() for _, rows in source.batches()])
+
+
+def mnist_10k(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first 10,000 training images; every tenth is held out."""
+    return tenth(mnist(data, "train")[:10_000])
+
+
+def mnist_all(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The training images; the test images are held out."""
+    return mnist(data, "train"), mnist(data, "t10k")
+
+
+def table(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """100 pixel columns of 7,603 digits, min-max scaled; every tenth row is held out."""
+    x = np.load(data / "adbench" / "24_mnist.npz")["X"].astype(np.float64)
+    low, high = x.min(0), x.max(0)
+    return tenth(((x - low) / np.where(high > low, high - low, 1)).astype(np.float32))
+
+
+def tenth(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nine tenths and one."""
+    held = np.arange(len(x)) % 10 == 9
+    return x[~held], x[held]
+
+
+@dataclass
+class System:
+    """A network, its settings and its data."""
+
+    rows: Callable[[Path], tuple[np.ndarray, np.ndarray]]
+    recipe: str
+    latent: int
+    hidden: tuple[int, ...] = ()
+    epochs: int = 100
+    lr: float | None = 1e-3
+    activation: str = "relu"
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+KERAS = {"optimizer": "adam", "schedule": "constant", "clip": None, "patience": None, "precision": "auto"}
+DESCENT = {**KERAS, "tolerance": 1e-4, "stop_loss": 1.0}
+SIGMOID = "plain:code=relu,link=sigmoid"
+
+SYSTEMS = {
+    "shallow-128": System(mnist_10k, SIGMOID, 128, training={**KERAS, "batch_size": 32}),
+    "shallow-256": System(mnist_all, SIGMOID, 256, epochs=10, training={**KERAS, "batch_size": 256}),
+    "deep-784": System(
+        mnist_10k, "plain:code=sigmoid,link=sigmoid", 32, (64, 32), training={**KERAS, "batch_size": 128}
+    ),
+    "deep-100": System(table, "plain:code=relu,link=sigmoid", 32, (64,), training={**KERAS, "batch_size": 32}),
+    "descent-gd": System(table, "plain:link=sigmoid", 10, (10,), 2000, 0.02, "tanh", {**DESCENT, "optimizer": "gd"}),
+    "descent-sgd": System(
+        table, "plain:link=sigmoid", 10, (10,), 100, 0.02, "tanh", {**DESCENT, "optimizer": "sgd", "batch_size": 32}
+    ),
+    "descent-momentum": System(
+        table,
+        "plain:link=sigmoid",
+        10,
+        (10,),
+        100,
+        0.005,
+        "tanh",
+        {**DESCENT, "optimizer": "momentum", "batch_size": 32},
+    ),
+    "descent-adam": System(table, "plain:link=sigmoid", 10, (10,), 100, 1e-3, "tanh", {**DESCENT, "batch_size": 32}),
+    "vae": System(mnist_all, "vae:likelihood=bernoulli", 20, (512,), 20, training={**KERAS, "batch_size": 128}),
+    "wide": System(mnist_all, "plain:link=sigmoid", 30, (1000, 500, 250), 30, training={**KERAS, "batch_size": 512}),
+    "defaults": System(mnist_all, "plain", 30, hidden=(), epochs=0, lr=None),
+}
+
+
+def run(name: str, data: Path) -> dict[str, Any]:
+    """Train one system, and PCA of its size on the same rows."""
+    system = SYSTEMS[name]
+    train, held = system.rows(data)
+    network = Dense(system.hidden, activation=system.activation) if system.epochs else Dense()
+    plan = Plan(system.recipe, system.latent, network, Training(**system.training), system.epochs or None, system.lr)
+    began = time.perf_counter()
+    model = fit(train, plan, validation=held if system.epochs else None, watch=Watch(verbose=1))
+    seconds = time.perf_counter() - began
+    scale = 255.0 if train.dtype == np.uint8 else 1.0
+    back = model.reconstruct(held).column(0).combine_chunks().to_numpy_ndarray()
+    flat = held.reshape(len(held), -1) / scale
+    pca = PCA(system.latent, random_state=0).fit(train.reshape(len(train), -1) / scale)
+    # pixels are restored as whole numbers, so prepared units are compared, not the rounded ones
+    numbers = torch.cat([model.cells(model.codes(batch))[0] for _, batch in model.batches(held)]).numpy()
+    assert back.shape == held.shape
+    return {
+        "system": name,
+        "rows": len(train),
+        "epochs": model.facts["epochs"],
+        "stopped by": model.facts["reason"],
+        "seconds": round(seconds, 2),
+        "held-out mse": round(float(((numbers - flat) ** 2).mean()), 6),
+        "squared error a row": round(float(((numbers - flat) ** 2).sum(1).mean()), 3),
+        "PCA mse": round(float(((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()), 6),
+        "loss": round(model.facts["records"][-1]["loss"], 4),
+        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def main() -> None:
+    """Run the systems that were asked for and keep their figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", nargs="*", choices=[*SYSTEMS, []], help="all by default")
+    parser.add_argument("--data", type=Path, required=True)
+    arguments = parser.parse_args()
+    results = [run(name, arguments.data) for name in arguments.system or SYSTEMS]
+    show = Table(*results[0], title="Seed systems")
+    for result in results:
+        show.add_row(*(f"{value}" for value in result.values()))
+    Console(width=180).print(show)
+    kept = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    kept |= {result["system"]: {**result, "machine": machine} for result in results}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"results": kept}, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

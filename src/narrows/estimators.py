@@ -1,0 +1,237 @@
+"""The scikit-learn face: fit, transform, inverse_transform, score_samples, and rows back in the container they came in.
+
+Arrays, lists and data frames go through scikit-learn's own checks, so errors and attributes are those its users know;
+paths, Arrow streams and sources go to the river as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from narrows.errors import SettingError
+from narrows.fitting import Plan, fit
+from narrows.networks.dense import Dense
+from narrows.sources.source import Source
+from narrows.tasks.baseline import learn_baseline
+from narrows.train.settings import Training, Watch
+
+
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """An autoencoder as a scikit-learn transformer.
+
+    Args:
+        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them. None chooses by the width of the data.
+        recipe: `plain`, `linear`, `denoising`, `vae`, with arguments as in `vae:beta=4`.
+        network: further settings of the dense networks, or the user's own `(encoder, decoder)` modules (see
+            `narrows.model.recipes.build`). `hidden` comes before its own.
+        epochs: passes over the rows; None chooses by their number.
+        lr: learning rate; None takes the optimizer's own.
+        training: further settings of the training.
+        random_state: seed of every random draw; None draws one.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
+
+    Attributes:
+        model_: the fitted `Model`, with everything the command line can do.
+        history_: a record for each epoch: loss, validation loss, learning rate.
+        n_features_in_: columns seen in `fit`, for arrays and data frames.
+        feature_names_in_: their names, for data frames with names.
+    """
+
+    def __init__(
+        self,
+        latent: int | None = None,
+        *,
+        hidden: Sequence[int] | None = None,
+        recipe: str = "plain",
+        network: Dense | tuple[nn.Module, nn.Module] | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        training: Training | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.latent = latent
+        self.hidden = hidden
+        self.recipe = recipe
+        self.network = network
+        self.epochs = epochs
+        self.lr = lr
+        self.training = training
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        validation: Any = None,
+        callbacks: Sequence[Callable[[dict[str, Any]], bool | None]] = (),
+        run: str | Path | None = None,
+    ) -> Self:
+        """Train on rows.
+
+        Args:
+            X: array, data frame, path, Arrow stream or `Source`; missing cells are allowed.
+            y: ignored.
+            sample_weight: (n,) weight of each row.
+            validation: rows to choose the best weights by; None holds out a share (`training.validation`).
+            callbacks: each called with the record of every epoch; training stops when one returns True.
+            run: folder for settings, metrics and checkpoints.
+
+        Raises:
+            DataError: for rows that cannot be read or modeled.
+            SettingError: for settings that do not fit.
+        """
+        rows = self._rows(X, reset=True)
+        weight = None if sample_weight is None else _weights(sample_weight, rows)
+        modules = self._modules()
+        watch = Watch(folder=None if run is None else Path(run), verbose=self.verbose, callbacks=tuple(callbacks))
+        learn = {"baseline": learn_baseline}
+        self.model_ = fit(
+            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
+        )
+        self.history_ = self.model_.facts["records"]
+        self._container = _container(X)
+        self._n_features_out = self.model_.code_size
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """(n, code size) float32 codes of rows."""
+        check_is_fitted(self)
+        return self.model_.encode(self._rows(X, reset=False))
+
+    def inverse_transform(self, Z: Any) -> Any:
+        """The rows that codes stand for, in the container that `fit` was given."""
+        check_is_fitted(self)
+        return self._container(self.model_.decode(np.asarray(Z)))
+
+    def reconstruct(self, X: Any) -> Any:
+        """The rows as the model gives them back, in the container that `fit` was given; holes are filled."""
+        check_is_fitted(self)
+        return self._container(self.model_.reconstruct(self._rows(X, reset=False)))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """(n,) how well each row fits: higher is more normal."""
+        check_is_fitted(self)
+        return -self.model_.score(self._rows(X, reset=False))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean of `score_samples`, for model selection."""
+        return float(np.mean(self.score_samples(X)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model to one file, for `narrows.load` and the command line."""
+        check_is_fitted(self)
+        self.model_.save(path)
+
+    def _rows(self, X: Any, reset: bool) -> Any:
+        """Rows as the river takes them, after scikit-learn's checks where it has any."""
+        if isinstance(X, str | Path | Source) or (hasattr(X, "__arrow_c_stream__") and not _is_pandas(X)):
+            return X
+        if _is_pandas(X):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        if hasattr(X, "ndim") and X.ndim > 2:  # images: scikit-learn has no check for them
+            return X
+        return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=1)
+
+    def _plan(self) -> Plan:
+        network = self.network if isinstance(self.network, Dense) else Dense()
+        if self.hidden is not None:
+            network = replace(network, hidden=tuple(int(width) for width in self.hidden))
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31)
+        training = self.training or Training()
+        return Plan(self.recipe, self.latent, network, training, self.epochs, self.lr, int(seed), self.device)
+
+    def _modules(self) -> dict[str, nn.Module] | None:
+        if self.network is None or isinstance(self.network, Dense):
+            return None
+        if len(self.network) != 2 or not all(isinstance(module, nn.Module) for module in self.network):
+            raise SettingError(f"network={self.network!r}", "a Dense, or a pair of torch modules (encoder, decoder)")
+        return {"encoder": self.network[0], "decoder": self.network[1]}
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.non_deterministic = False
+        return tags
+
+
+def _is_pandas(X: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(X, pandas.DataFrame)
+
+
+def _weights(sample_weight: Any, rows: Any) -> np.ndarray:
+    weight = np.asarray(sample_weight, dtype=np.float32)
+    count = len(rows) if hasattr(rows, "__len__") else None
+    if weight.ndim != 1 or (count is not None and len(weight) != count):
+        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(count,)}!")
+    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
+        raise SettingError("sample_weight with negative, missing or no positive values", "weights of at least 0")
+    return weight
+
+
+def _container(X: Any) -> Callable[[pa.Table], Any]:
+    """Arrow table -> the kind of container that `X` is."""
+    if _is_pandas(X):
+        return _to_pandas
+    polars = sys.modules.get("polars")
+    if polars is not None and isinstance(X, polars.DataFrame):
+        return _to_polars
+    if isinstance(X, str | Path | Source) or hasattr(X, "__arrow_c_stream__"):
+        return _to_arrow
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(X, torch.Tensor):
+        return _to_tensor
+    return _to_array
+
+
+def _to_arrow(table: pa.Table) -> pa.Table:
+    return table
+
+
+def _to_pandas(table: pa.Table) -> Any:
+    return table.to_pandas()
+
+
+def _to_polars(table: pa.Table) -> Any:
+    import polars
+
+    return polars.from_arrow(table)
+
+
+def _to_array(table: pa.Table) -> np.ndarray:
+    if table.num_columns == 1 and isinstance(table.schema.types[0], pa.FixedShapeTensorType):
+        array: np.ndarray = table.column(0).combine_chunks().to_numpy_ndarray()
+        return array
+    objects: np.ndarray = table.to_pandas().to_numpy()  # an array of objects was fitted: mixed columns
+    return objects
+
+
+def _to_tensor(table: pa.Table) -> Any:
+    import torch
+
+    return torch.from_numpy(_to_array(table).copy())

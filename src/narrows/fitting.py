@@ -1,0 +1,145 @@
+"""Data and a plan in, a fitted model out: the one place where sources, preparing, the module and training meet.
+
+source -> one pass of statistics -> preparer -> training and validation rows -> module -> train -> Model
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from narrows.errors import FitWarning, SettingError
+from narrows.fitted import Model, Part
+from narrows.model.recipes import Recipe, build
+from narrows.networks.dense import Dense
+from narrows.rows import Overrides, Rows
+from narrows.schema import Batch, Kind, Schema
+from narrows.sources.source import open_source
+from narrows.train.devices import choose_device
+from narrows.train.loop import train
+from narrows.train.settings import Training, Watch
+
+Learner = Callable[[Model, Iterator[Batch]], Part]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train: everything that decides a model besides its data.
+
+    Args:
+        recipe: `plain`, `vae:beta=4`, ...: fills the slots.
+        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        network: dense encoder and decoder.
+        training: how to train it.
+        epochs: passes over the rows at most; None chooses by their number (see `default_epochs`).
+        lr: peak learning rate; None takes the optimizer's own.
+        seed: of every random draw; equal seeds, data and machines give equal models.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        kinds: column -> kind, where the one sniffed is wrong.
+        transforms: column -> transform, where the one chosen is wrong.
+    """
+
+    recipe: str = "plain"
+    latent: int | None = None
+    network: Dense = field(default_factory=Dense)
+    training: Training = field(default_factory=Training)
+    epochs: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    transforms: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse a plan that cannot be carried out, before any data is read.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        Recipe.parse(self.recipe)
+        self.network.check()
+        self.training.check()
+        if self.latent is not None and self.latent < 1:
+            raise SettingError(f"latent={self.latent}", "at least 1")
+        if self.epochs is not None and self.epochs < 1:
+            raise SettingError(f"epochs={self.epochs}", "at least 1")
+
+
+def fit(
+    data: Any,
+    plan: Plan | None = None,
+    *,
+    validation: Any = None,
+    weight: np.ndarray | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+    learn: Mapping[str, Learner] | None = None,
+    watch: Watch | None = None,
+) -> Model:
+    """Train a model on rows.
+
+    Args:
+        data: anything `open_source` takes.
+        plan: what to train.
+        validation: rows to choose the best weights by; None holds out what `plan.training` says.
+        weight: (n,) weight of each row of `data`, for data that fits the budget.
+        modules: the user's own `encoder` and `decoder` (see `build`).
+        learn: name -> what a task learns from the prepared training rows, to be kept with the model.
+        watch: run folder, progress, callbacks.
+
+    Raises:
+        DataError: for rows that cannot be read or modeled.
+        SettingError: for a plan that does not fit itself or the data.
+        TrainingError: when no epoch ended with finite numbers.
+    """
+    plan, watch = plan or Plan(), watch or Watch()
+    plan.check()
+    source = open_source(data)
+    given = plan.training.validation if validation is None else validation
+    rows = Rows(source, given, plan.training, plan.seed, Overrides(plan.kinds, plan.transforms))
+    schema = rows.preparer.schema
+    latent = plan.latent or default_latent(schema)
+    recipe = Recipe.parse(plan.recipe)
+    _warn_overcomplete(recipe, latent, schema)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        module = build(recipe, schema, latent, plan.network, modules)
+    device = choose_device(plan.device)
+    module.to(device)
+    stream, held = rows.streams(device, weight)
+    about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
+    watch = replace(watch, cells=schema.cell_names, about=about)
+    epochs = plan.epochs or default_epochs(rows.count, rows.batch_size)
+    history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
+    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": plan.seed, **history.facts()}
+    facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
+    model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else plan.network, facts)
+    model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
+    return model
+
+
+def default_epochs(rows: int, batch_size: int) -> int:
+    """As many epochs as make 6,000 steps, but between 20 and 200."""
+    steps = max(1, round(rows / batch_size))
+    return min(max(20, 6000 // steps), 200)
+
+
+def default_latent(schema: Schema) -> int:
+    """Half as many numbers as a row has cells, at most 16."""
+    return min(16, max(1, schema.cells // 2))
+
+
+def _warn_overcomplete(recipe: Recipe, latent: int, schema: Schema) -> None:
+    width = schema.numbers + sum(schema.levels)
+    if latent >= width and recipe.name in ("plain", "linear"):
+        warnings.warn(
+            f"a code of {latent} numbers for rows of {width} inputs can copy them without learning; "
+            f"try a smaller latent, or the recipe denoising or vae",
+            FitWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,219 @@
+"""The rows of a fit: counted and learnt from in one pass, split, then held as tensors or streamed.
+
+Rows that fit the budget are prepared once and stay in memory, so that a training step touches nothing but tensors.
+More rows are read again in every epoch, and only the validation rows stay: thinned evenly where they are too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from narrows.errors import DataError, SettingError
+from narrows.prepare.preparer import Preparer
+from narrows.prepare.statistics import Statistics
+from narrows.prepare.streamed import Streamed
+from narrows.schema import Batch, Kind, Schema, Stream
+from narrows.sources.shuffle import Shuffle
+from narrows.sources.source import Source, open_source
+from narrows.sources.split import Split
+from narrows.train.resident import Resident
+from narrows.train.settings import Training
+
+WINDOW = 131_072  # rows shuffled at once where data is streamed: a hundred batches or more, some tens of MB
+FEW = 20  # rows of which none are held out at random: every one is needed for training
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user knows better: column -> kind, and column -> transform."""
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    transforms: Mapping[str, str] = field(default_factory=dict)
+
+
+class Rows:
+    """Training and validation rows of a source.
+
+    Args:
+        source: of the rows.
+        validation: share of the rows to hold out, or the rows to validate on.
+        training: says how to hold out, how many bytes may be kept, and how long a batch is.
+        seed: of the split and of the order of rows.
+        overrides: kinds and transforms that the user chose.
+
+    Raises:
+        DataError: for a source without rows, or with rows that cannot be modeled.
+    """
+
+    preparer: Preparer
+
+    def __init__(
+        self,
+        source: Source,
+        validation: Any,
+        training: Training,
+        seed: int,
+        overrides: Overrides,
+    ) -> None:
+        self.source, self.wanted, self.training, self.seed = source, validation, training, seed
+        self.split = self._split()
+        statistics = Statistics(source.schema)
+        for first, raw in source.batches():
+            statistics.update(raw if self.split is None else _without(raw, self.split.held_out(raw, first)), first)
+        self.count = statistics.rows
+        if not self.count:
+            raise DataError(f"{source.name} has no rows to train on", "at least one row")
+        self.preparer = Preparer.learn(statistics, kinds=overrides.kinds, transforms=overrides.transforms)
+        self.resident = self.count * row_bytes(self.preparer.schema) <= training.budget
+        self.batch_size = training.step_rows(self.count)
+        self._train: Batch | None = None
+        self._held: Batch | None = None
+
+    def _split(self) -> Split | None:
+        """How rows are held out; None where validation is given, unwanted or not affordable."""
+        if not isinstance(self.wanted, float | int) or not self.wanted:
+            return None
+        if self.source.rows is not None and self.source.rows < FEW:
+            return None
+        split = Split(self.wanted, self.seed, self.training.group, self.training.time)
+        # a random share needs nothing of the data, and of few rows it may well hold out none
+        return split.learn(self.source) if self.training.group or self.training.time else split
+
+    def streams(self, device: torch.device, weight: np.ndarray | None = None) -> tuple[Stream, Stream | None]:
+        """Training rows, shuffled anew each epoch, and validation rows in order; None where there are none.
+
+        Args:
+            device: where resident rows are kept.
+            weight: (n,) weight of each row of the source, in order.
+
+        Raises:
+            SettingError: for weights of rows that do not fit the budget, or not one a row.
+        """
+        if weight is not None and not self.resident:
+            raise SettingError("row weights for data that is streamed", "rows that fit training.budget")
+        self._train, self._held = self._read(weight)
+        held = self._given() or self._held
+        validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
+        if self._train is not None:
+            return Resident(self._train.to(device), self.batch_size, self.seed), validation
+        window = max(1, WINDOW // self.batch_size) * self.batch_size
+        shuffle = Shuffle(self.source, self.split, self.seed, window)
+        return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
+
+    def prepared(self) -> Iterator[Batch]:
+        """Every training row once, in order."""
+        if self._train is not None:
+            yield self._train
+            return
+        for first, raw in self.source.batches():
+            yield self.preparer.prepare(raw if self.split is None else _without(raw, self.split.held_out(raw, first)))
+
+    @property
+    def held(self) -> int:
+        """Validation rows in use."""
+        return 0 if self._held is None else len(self._held)
+
+    def _given(self) -> Batch | None:
+        """The validation rows that were named instead of held out."""
+        if isinstance(self.wanted, float | int):
+            return None
+        thinned = Thinned(self._limit)
+        for _, raw in open_source(self.wanted).batches():
+            thinned.add(self.preparer.prepare(raw))
+        self._held = thinned.batch()
+        if self._held is None:
+            raise DataError("validation data without rows", "at least one row")
+        return self._held
+
+    @property
+    def _limit(self) -> int:
+        """Validation rows that may be kept."""
+        return max(4096, int(self.training.budget / 4 / row_bytes(self.preparer.schema)))
+
+    def _read(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
+        """Training rows, where they are to be resident, and held-out rows."""
+        if not self.resident and self.split is None:
+            return None, None
+        table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
+        thinned, at = Thinned(self._limit), 0
+        for first, raw in self.source.batches():
+            rows = self.preparer.prepare(raw)
+            if weight is not None:
+                chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
+                rows = Batch(rows.numbers, rows.codes, rows.seen, chunk)
+            at += len(rows)
+            if self.split is not None:
+                held = torch.from_numpy(self.split.held_out(raw, first))
+                thinned.add(rows[held])
+                rows = rows[~held]
+            if self.resident:
+                table.add(rows)
+        return (table.batch if self.resident else None), thinned.batch()
+
+
+class Filling:
+    """A batch of a known number of rows, allocated once and filled in order, so that memory never doubles."""
+
+    def __init__(self, schema: Schema, rows: int, weighted: bool) -> None:
+        holes = any(column.holes and column.cells for column in schema)
+        self.batch = Batch(
+            torch.zeros(rows, schema.numbers),
+            torch.zeros(rows, len(schema.levels), dtype=torch.long),
+            torch.ones(rows, schema.cells, dtype=torch.bool) if holes else None,
+            torch.ones(rows) if weighted else None,
+        )
+        self.filled = 0
+
+    def add(self, rows: Batch) -> None:
+        """Put rows behind those that are there."""
+        here = slice(self.filled, self.filled + len(rows))
+        pairs: list[tuple[Tensor | None, Tensor | None]] = [
+            (self.batch.numbers, rows.numbers),
+            (self.batch.codes, rows.codes),
+            (self.batch.seen, rows.seen),
+            (self.batch.weight, rows.weight),
+        ]
+        for whole, part in pairs:
+            if whole is not None and part is not None:
+                whole[here] = part
+        self.filled += len(rows)
+
+
+class Thinned:
+    """At most so many rows of a stream: once there are too many, every second one is dropped, now and from then on."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.stride, self.met = limit, 1, 0
+        self.kept: list[Batch] = []
+
+    def add(self, rows: Batch) -> None:
+        """Take the rows whose turn it is."""
+        offset = -self.met % self.stride
+        self.met += len(rows)
+        if offset < len(rows):
+            self.kept.append(rows[offset :: self.stride])
+        while sum(map(len, self.kept)) > self.limit:
+            self.kept = [Batch.concat(self.kept)[::2]]
+            self.stride *= 2
+
+    def batch(self) -> Batch | None:
+        """The rows kept, or None."""
+        kept = [batch for batch in self.kept if len(batch)]
+        return Batch.concat(kept) if kept else None
+
+
+def row_bytes(schema: Schema) -> int:
+    """Bytes of one prepared row."""
+    holes = any(column.holes for column in schema)
+    return 4 * schema.numbers + 8 * len(schema.levels) + (schema.cells if holes else 0)
+
+
+def _without(rows: pa.RecordBatch, held: Any) -> pa.RecordBatch:
+    return rows.filter(pa.array(~held))

@@ -1,0 +1,217 @@
+"""The model file: the same bytes for the same model, and a clear error or a right answer for every damaged one."""
+
+import json
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from narrows import Autoencoder, Dense, fit, load, tensorfile
+from narrows.errors import ModelFileError, NarrowsError, SettingError
+from narrows.fitting import Plan
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def rows(count=60):
+    import pandas as pd
+
+    generator = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "size": generator.normal(5, 2, count),
+            "many": generator.integers(0, 50, count),
+            "city": generator.choice(["Bern", "Oslo", "Lima"], count),
+            "when": pd.date_range("2026-01-01", periods=count, freq="h"),
+        }
+    )
+
+
+def small(recipe="vae", **plan):
+    plan = {"latent": 2, "network": Dense(hidden=(6,)), "epochs": 2, **plan}
+    return fit(rows(), Plan(recipe, **plan))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.narrows"
+    model = small()
+    model.save(path)
+    return path, model.score(rows())
+
+
+def test_a_saved_model_answers_as_before(written):
+    path, scores = written
+    model = load(path)
+    np.testing.assert_array_equal(model.score(rows()), scores)
+    assert model.reconstruct(rows()).schema.names == ["size", "many", "city", "when"]
+    again = path.with_name("again.narrows")
+    model.save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_same_seed_and_data_twice_give_identical_files(written):
+    path, _ = written
+    twin = path.with_name("twin.narrows")
+    small().save(twin)
+    assert twin.read_bytes() == path.read_bytes()
+    small(seed=1).save(twin)
+    assert twin.read_bytes() != path.read_bytes()
+
+
+def test_loading_leaves_the_random_state_alone(written):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    load(written[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """Bytes flipped, cut, doubled, swapped or overwritten; now and then a number of the header."""
+    changed = bytearray(data)
+    for _ in range(chance.choice([1, 1, 1, 2, 8])):
+        kind, at = chance.randrange(6), chance.randrange(max(len(changed), 1))
+        if chance.random() < 0.6:  # the header is where structure is
+            at = chance.randrange(min(len(changed), 3000) or 1)
+        if kind == 0 and changed:
+            changed[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del changed[at:]
+        elif kind == 2:
+            del changed[at : at + chance.randrange(1, 64)]
+        elif kind == 3:
+            changed[at:at] = changed[at : at + chance.randrange(1, 64)]
+        elif kind == 4:
+            changed[at : at + 4] = chance.randbytes(4)
+        else:
+            digits = [i for i, byte in enumerate(changed[:6000]) if 48 <= byte <= 57]
+            if digits:
+                changed[chance.choice(digits)] = 48 + chance.randrange(10)
+    return bytes(changed)
+
+
+def answer(path, scores):
+    """What loading says is wrong, or None after the model gave the right scores."""
+    try:
+        model = load(path)
+    except NarrowsError as error:
+        return str(error)
+    np.testing.assert_array_equal(model.score(rows()), scores)
+    return None
+
+
+def check_mutations(written, count, seed):
+    path, scores = written
+    data, chance, refused = path.read_bytes(), random.Random(seed), 0
+    target = path.with_name("mutated.narrows")
+    for _ in range(count):
+        target.write_bytes(mutate(data, chance))
+        said = answer(target, scores)
+        assert said is None or str(target) in said, said
+        refused += said is not None
+    assert refused > count * 0.9
+
+
+def test_a_damaged_file_is_refused_or_right(written):
+    check_mutations(written, 200, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files_are_refused_or_right(written):
+    check_mutations(written, 10_000, seed=1)
+
+
+def resealed(path, change):
+    """The file with its facts changed and the checksum made right: what a bug or a hand would write."""
+    facts, tensors = tensorfile.read(path, "model")
+    change(facts, tensors)
+    target = path.with_name("resealed.narrows")
+    tensorfile.write(target, "model", facts, tensors)
+    return target
+
+
+LIES = {
+    "unknown recipe": lambda f, t: f["recipe"].update(name="evil"),
+    "recipe argument": lambda f, t: f["recipe"]["arguments"].update(beta="__import__('os')"),
+    "huge latent": lambda f, t: f.update(latent=10**15),
+    "negative latent": lambda f, t: f.update(latent=-1),
+    "huge network": lambda f, t: f["network"].update(hidden=[10**9, 10**9]),
+    "other network": lambda f, t: f["network"].update(hidden=[7]),
+    "no network": lambda f, t: f.update(network=None),
+    "missing preparer": lambda f, t: f.pop("preparer"),
+    "extra fact": lambda f, t: f.update(code="print(1)"),
+    "missing weights": lambda f, t: t.pop(next(k for k in t if k.startswith("module."))),
+    "extra weights": lambda f, t: t.update({"module.extra": torch.zeros(1)}),
+    "reshaped weights": lambda f, t: t.update({k: v.flatten() for k, v in t.items() if k.startswith("module.")}),
+    "other dtype": lambda f, t: t.update({k: v.double() for k, v in t.items() if k.startswith("module.")}),
+    "members": lambda f, t: f["network"].update(members=10**6),
+    "broken weights": lambda f, t: t.update({k: v * float("nan") for k, v in t.items() if k.startswith("module.")}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_facts_that_do_not_fit_are_refused_even_with_a_right_checksum(written, lie):
+    with pytest.raises((ModelFileError, SettingError)):
+        load(resealed(written[0], LIES[lie]))
+
+
+def test_a_newer_format_is_named(written):
+    data = written[0].read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    inner = json.loads(header["__metadata__"]["narrows"]) | {"format": 99}
+    header["__metadata__"]["narrows"] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    newer = written[0].with_name("newer.narrows")
+    newer.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    with pytest.raises(ModelFileError, match=r"format 99.*newer version"):
+        load(newer)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x00" * 100, b"\xff" * 100, b"PK\x03\x04" + b"0" * 50])
+def test_what_is_no_model_file_is_refused(tmp_path, content):
+    path = tmp_path / "m.narrows"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"m\.narrows"):
+        load(path)
+    with pytest.raises(ModelFileError, match="no file"):
+        load(tmp_path / "none.narrows")
+
+
+def test_a_checkpoint_is_no_model(tmp_path):
+    path = tmp_path / "c.safetensors"
+    tensorfile.write(path, "checkpoint", {"a": 1}, {"w": torch.ones(2)})
+    with pytest.raises(ModelFileError, match=r"checkpoint file.*model file"):
+        load(path)
+
+
+def test_users_own_modules_are_asked_for_and_come_back(tmp_path):
+    def pair():
+        return torch.nn.Linear(3, 2), torch.nn.Linear(2, 3)
+
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    ae = Autoencoder(2, network=pair(), epochs=2, random_state=0).fit(x)
+    ae.save(tmp_path / "own.narrows")
+    with pytest.raises(SettingError, match="modules="):
+        load(tmp_path / "own.narrows")
+    encoder, decoder = pair()
+    model = load(tmp_path / "own.narrows", modules={"encoder": encoder, "decoder": decoder})
+    np.testing.assert_array_equal(model.encode(x), ae.transform(x))
+
+
+def test_nowhere_to_write_leaves_nothing_behind(tmp_path):
+    with pytest.raises(NarrowsError, match="nowhere"):
+        small().save(tmp_path / "nowhere" / "m.narrows")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.narrows")), ids=lambda path: path.name)
+def test_old_files_load_for_ever(golden):
+    """Files of every format that was ever released, with the scores they gave then."""
+    expected = json.loads(golden.with_suffix(".json").read_text())
+    model = load(golden)
+    np.testing.assert_allclose(model.score(rows()), expected["scores"], rtol=1e-4)
+    assert model.decode(model.encode(rows())).column("city").to_pylist() == expected["cities"]
