@@ -1,0 +1,196 @@
+"""Optimizers against torch's own, schedules against theirs, and what each optimizer may touch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from narrows.errors import SettingError
+from narrows.train.loop import train
+from narrows.train.optimizers import (
+    DEFAULT_RATES,
+    NEWTON_SCHULZ,
+    WARM_UP,
+    clip,
+    half_way,
+    make_optimizer,
+    orthogonal,
+    rate_share,
+)
+from narrows.train.resident import Resident
+from narrows.train.settings import Training
+from small_run import rows_of_rank, small_module
+
+PEERS = {
+    "gd": lambda weights: torch.optim.SGD(weights, lr=0.02, foreach=False),
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.02, foreach=False),
+    "momentum": lambda weights: torch.optim.SGD(weights, lr=0.02, momentum=0.9, foreach=False),
+    "adam": lambda weights: torch.optim.Adam(weights, lr=0.02, foreach=False),
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.02, weight_decay=0.0, foreach=False),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(7, 20), nn.Tanh(), nn.Linear(20, 5))
+
+
+def pulls(count: int = 6) -> list[torch.Tensor]:
+    return list(torch.randn(count, 30, 7, generator=torch.Generator().manual_seed(4)))
+
+
+def descend(net: nn.Module, step) -> list[torch.Tensor]:
+    for inputs in pulls():
+        net(inputs).square().sum().backward()
+        step()
+        net.zero_grad()
+    return [weight.detach() for weight in net.parameters()]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_steps_are_those_of_torch(name):
+    ours, theirs = network(), network()
+    optimizer, peer = make_optimizer(ours, Training(optimizer=name)), PEERS[name](theirs.parameters())
+    for mine, other in zip(
+        descend(ours, lambda: optimizer.step(0.02)), descend(theirs, lambda: peer.step()), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_muon_is_torchs_muon_on_matrices_and_adamw_on_the_rest():
+    ours, theirs = network(), network()
+    optimizer = make_optimizer(ours, Training(optimizer="muon", weight_decay=0.1))
+    matrices = [weight for weight in theirs.parameters() if weight.ndim == 2]
+    peers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, ns_steps=NEWTON_SCHULZ, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([w for w in theirs.parameters() if w.ndim == 1], lr=0.02, weight_decay=0.0),
+    ]
+    stepped = zip(
+        descend(ours, lambda: optimizer.step(0.02)), descend(theirs, lambda: [p.step() for p in peers]), strict=True
+    )
+    for mine, other in stepped:
+        torch.testing.assert_close(mine, other, atol=2e-3, rtol=2e-2)
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_orthogonal_maps_the_singular_values_and_nothing_else(rows, columns, seed):
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(NEWTON_SCHULZ):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = (left * values) @ right
+    torch.testing.assert_close(orthogonal(matrix.float()).double(), expected, atol=0.05, rtol=0.05)
+
+
+def test_orthogonal_of_nothing_is_nothing():
+    assert not orthogonal(torch.zeros(3, 5)).any()
+
+
+class Mixed(nn.Module):
+    """A weight of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.dense = nn.Embedding(9, 4), nn.Linear(4, 6)
+        self.members = nn.Parameter(torch.ones(2, 3, 4))
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+
+
+def test_muon_takes_matrices_only_and_decay_leaves_vectors_alone():
+    module = Mixed()
+    optimizer = make_optimizer(module, Training(optimizer="muon", weight_decay=0.5))
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    for weight in optimizer.weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step(0.1)
+    kinds = {name.split("|")[0]: name.split("|")[1] for name in optimizer.tensors()}
+    assert kinds == {
+        "dense.weight": "average",
+        "words.weight": "exp_avg_sq",
+        "members": "exp_avg_sq",
+        "dense.bias": "exp_avg_sq",
+    }
+    for name, weight in module.named_parameters():
+        shrunk = 1.0 if name in ("dense.bias", "frozen") else 0.95
+        torch.testing.assert_close(weight.detach(), shrunk * before[name])
+
+
+def test_a_module_with_nothing_to_train_is_refused():
+    with pytest.raises(SettingError, match="without weights"):
+        make_optimizer(nn.ReLU(), Training())
+
+
+@pytest.mark.parametrize("name", DEFAULT_RATES)
+def test_state_taken_over_goes_on_identically(name):
+    ours, other = network(), network()
+    first, second = (make_optimizer(net, Training(optimizer=name, weight_decay=0.01)) for net in (ours, other))
+    descend(ours, lambda: first.step(0.01))
+    other.load_state_dict(ours.state_dict())
+    second.load({key: value.clone() for key, value in first.tensors().items()})
+    first_weights, second_weights = (
+        descend(net, lambda opt=opt: opt.step(0.01)) for net, opt in ((ours, first), (other, second))
+    )
+    assert all(torch.equal(one, two) for one, two in zip(first_weights, second_weights, strict=True))
+
+
+@pytest.mark.parametrize("name", DEFAULT_RATES)
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_default_rates_learn_whatever_the_scale_of_the_data(name, scale):
+    rows, module = rows_of_rank(600, rank=3), small_module(latent=4)
+    rows.numbers.mul_(scale)
+    training = Training(optimizer=name)
+    history = train(module, Resident(rows, training.step_rows(600)), None, training, epochs=60 if name == "gd" else 15)
+    spread = rows.numbers.var(0, unbiased=False).sum().item()
+    assert history.records[-1]["loss"] < (0.75 if name in ("gd", "sgd") else 0.4) * spread * (scale if scale > 1 else 1)
+
+
+@given(done=st.floats(0, 1), schedule=st.sampled_from(["constant", "cosine", "one-cycle"]))
+def test_rates_are_shares_and_half_way_is_where_they_fall_below_half(done, schedule):
+    share = rate_share(schedule, done)
+    assert 0 <= share <= 1
+    if schedule != "constant" and done >= half_way(schedule) + 1e-9:
+        assert share <= 0.5
+    elif done >= WARM_UP:
+        assert share > 0.5 - 1e-9
+
+
+def test_cosine_is_that_of_torch():
+    optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+    peer = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    for step in range(50):
+        assert rate_share("cosine", step / 50) == pytest.approx(peer.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        peer.step()
+
+
+def test_one_cycle_warms_up_to_its_peak_and_ends_at_nothing():
+    assert rate_share("one-cycle", 0) == pytest.approx(0.04)
+    assert rate_share("one-cycle", WARM_UP) == 1
+    assert rate_share("one-cycle", 1) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e9, None])
+def test_clip_is_that_of_torch(limit):
+    weights = [nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(3))]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    expected = [weight.grad.clone() for weight in weights]
+    norm = torch.linalg.vector_norm(torch.cat([part.flatten() for part in expected])).item()
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(weights, 1e9, torch.tensor(norm))
+        expected = [part * min(1, limit / norm) for part in expected]
+    assert clip([weight.grad for weight in weights], limit) == pytest.approx(norm)
+    for weight, part in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, part, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_clip_tells_of_what_is_not_finite(bad):
+    assert not math.isfinite(clip([torch.tensor([1.0, bad])], 1.0))
