@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
     from narrows.estimators import Autoencoder
-    from narrows.fitting import Plan, fit
     from narrows.fitted import Model, load
+    from narrows.fitting import Plan, fit
     from narrows.networks.dense import Dense
     from narrows.sources.source import Source, open_source
     from narrows.tasks.evaluate import evaluate

@@ -46,8 +46,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes:
         model_: the fitted `Model`, with everything the command line can do.
         history_: a record for each epoch: loss, validation loss, learning rate.
-        n_features_in_: columns seen in `fit`, for arrays and data frames.
-        feature_names_in_: their names, for data frames with names.
+        n_features_in_: columns seen in `fit`.
+        feature_names_in_: their names; not there for arrays.
     """
 
     def __init__(
@@ -108,6 +108,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
         )
         self.history_ = self.model_.facts["records"]
+        if _beyond_scikit_learn(X):
+            self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
+            self.n_features_in_ = len(self.feature_names_in_)
         self._container = _container(X)
         self._n_features_out = self.model_.code_size
         return self
@@ -143,12 +146,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _rows(self, X: Any, reset: bool) -> Any:
         """Rows as the river takes them, after scikit-learn's checks where it has any."""
-        if isinstance(X, str | Path | Source) or (hasattr(X, "__arrow_c_stream__") and not _is_pandas(X)):
+        if _beyond_scikit_learn(X):
             return X
         if _is_pandas(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
-            return X
-        if hasattr(X, "ndim") and X.ndim > 2:  # images: scikit-learn has no check for them
             return X
         return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=1)
 
@@ -165,9 +166,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _modules(self) -> dict[str, nn.Module] | None:
         if self.network is None or isinstance(self.network, Dense):
             return None
-        if len(self.network) != 2 or not all(isinstance(module, nn.Module) for module in self.network):
+        pair = tuple(self.network) if isinstance(self.network, tuple | list) else ()
+        if len(pair) != 2 or not all(isinstance(module, nn.Module) for module in pair):
             raise SettingError(f"network={self.network!r}", "a Dense, or a pair of torch modules (encoder, decoder)")
-        return {"encoder": self.network[0], "decoder": self.network[1]}
+        return {"encoder": pair[0], "decoder": pair[1]}
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -177,6 +179,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.non_deterministic = False
         return tags
+
+
+def _beyond_scikit_learn(X: Any) -> bool:
+    """Whether rows are of a kind that scikit-learn has no checks for: files, streams, images."""
+    if isinstance(X, str | Path | Source):
+        return True
+    return not _is_pandas(X) and (hasattr(X, "__arrow_c_stream__") or getattr(X, "ndim", 2) > 2)
 
 
 def _is_pandas(X: Any) -> bool:
@@ -189,8 +198,10 @@ def _weights(sample_weight: Any, rows: Any) -> np.ndarray:
     count = len(rows) if hasattr(rows, "__len__") else None
     if weight.ndim != 1 or (count is not None and len(weight) != count):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(count,)}!")
-    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
-        raise SettingError("sample_weight with negative, missing or no positive values", "weights of at least 0")
+    if not np.isfinite(weight).all() or (weight < 0).any():
+        raise SettingError("sample_weight with negative or missing values", "weights of at least 0")
+    if not weight.any():
+        raise SettingError("sample_weight of which every weight is zero", "some rows that count")
     return weight
 
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from narrows.errors import DataError
+from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
-from narrows.fitted import Model, load
 from narrows.networks.dense import Dense
 from narrows.report.page import report as write_report
 from narrows.sources.source import open_source
