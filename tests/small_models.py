@@ -1,0 +1,59 @@
+"""Small fitted models for tests of what comes after training: built by hand and trained for a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from narrows.fitted import Model
+from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.recipes import Recipe, build
+from narrows.networks.dense import Dense
+from narrows.prepare.preparer import Preparer
+from narrows.prepare.statistics import Statistics
+from narrows.schema import Batch
+from narrows.sources.source import open_source
+from narrows.tasks.baseline import learn_baseline
+
+
+def small_model(
+    data: Any,
+    recipe: str = "plain",
+    latent: int = 2,
+    members: int | None = None,
+    steps: int = 150,
+    baseline: bool = True,
+) -> Model:
+    """A model of one hidden layer after a few full-batch steps, with its baseline."""
+    source = open_source(data)
+    statistics = Statistics(source.schema)
+    for row_id, rows in source.batches():
+        statistics.update(rows, row_id)
+    preparer = Preparer.learn(statistics)
+    network = Dense(hidden=(32,), members=members)
+    torch.manual_seed(0)
+    module = build(Recipe.parse(recipe), preparer.schema, latent, network)
+    everything = Batch.concat([preparer.prepare(rows) for _, rows in source.batches()])
+    history = _trained(module, everything, steps)
+    facts = {"rows": len(everything), "epochs": steps, "reason": "epochs", "seed": 0, "records": history}
+    model = Model(preparer, module.eval(), Recipe.parse(recipe), latent, network, facts)
+    if baseline:
+        model.parts["baseline"] = learn_baseline(model, iter([everything]))
+    return model
+
+
+def _trained(module: AutoencoderModule, everything: Batch, steps: int) -> list[dict[str, float]]:
+    """Records of full-batch steps; on one thread, which matrices of this size do not outgrow."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    records = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = module(everything).total()
+        loss.backward()
+        optimizer.step()
+        records.append({"epoch": step + 1, "loss": loss.item(), "val_loss": loss.item() * 1.1, "lr": 0.01})
+    torch.set_num_threads(threads)
+    return records
