@@ -7,7 +7,7 @@ rows are worth showing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,13 @@ class Shown:
     left_out: int
 
 
+def drawing(column: Column) -> Literal["picture", "lines", "text"]:
+    """How values of a column are shown."""
+    if len(column.shape) > 1 and column.cells:
+        return "picture"
+    return "lines" if column.shape and column.cells > LONG else "text"
+
+
 class View:
     """Some rows, restored once and shown in several ways."""
 
@@ -72,10 +79,10 @@ class View:
 
     def shown(self) -> Shown:
         """Every column, in the way that suits it."""
-        images = [column for column in self.schema if len(column.shape) > 1 and column.cells]
-        arrays = [column for column in self.schema if len(column.shape) == 1 and column.cells > LONG]
-        drawn = {column.name for column in images + arrays}
-        rest = [column for column in self.schema if column.name not in drawn and column.cells]
+        images, arrays, rest = (
+            [column for column in self.schema if column.cells and drawing(column) == way]
+            for way in ("picture", "lines", "text")
+        )
         kept = [printed for column in rest[:COLUMNS] for printed in self._printed(column)][:COLUMNS]
         return Shown(
             pictures=[(column.name, self._pictures(column)) for column in images],
@@ -108,20 +115,20 @@ class View:
             return "missing"
         return texts(rows[column.name].slice(row, 1))[0]
 
+    def chart(self, column: Column, row: int) -> Markup:
+        """One value of an array column as a line, under those of PCA and the model."""
+        rows = {"original": self.original, "pca": self.pca, "model": self.model}
+        lines = {name: as_floats(table[column.name].slice(row, 1))[0] for name, table in rows.items()}
+        lines["original"] = np.where(self.mask[row, self.schema.spans[column.name]], lines["original"], np.nan)
+        return overlay(list(lines.items()), f"row {int(self.rows.index[row])}")
+
     def _pictures(self, column: Column) -> list[tuple[str, list[str]]]:
         kinds = (("original", "original"), ("model", "model"), ("PCA", "pca"))
         count = len(self.rows.index)
         return [(label, [self.picture(column, row, which) for row in range(count)]) for label, which in kinds]
 
     def _charts(self, column: Column) -> list[Markup]:
-        span = self.schema.spans[column.name]
-        arrays = {name: as_floats(rows[column.name]) for name, rows in (("pca", self.pca), ("model", self.model))}
-        original = np.where(self.mask[:, span], as_floats(self.original[column.name]), np.nan)
-        charts = []
-        for row in range(min(SERIES, len(original))):
-            lines = [("original", original[row]), *((name, values[row]) for name, values in arrays.items())]
-            charts.append(overlay(lines, f"row {int(self.rows.index[row])}"))
-        return charts
+        return [self.chart(column, row) for row in range(min(SERIES, len(self.rows.index)))]
 
     def _printed(self, column: Column) -> list[tuple[str, list[Cell]]]:
         """Headings and cells of a column: one of each, or one for every element of a short array."""

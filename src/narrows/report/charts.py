@@ -15,8 +15,8 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 Floats = npt.NDArray[np.float64]
-WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+WIDTH, HEIGHT = 460, 330
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 48
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Axis:
 
 
 def curves(series: Sequence[tuple[str, Floats, Floats]], x_title: str, y_title: str) -> Markup:
-    """Lines over a common axis, logarithmic where positive values span more than a factor of 20.
+    """Lines over a common axis, logarithmic where positive values span more than a factor of 10.
 
     Args:
         series: CSS class, x (n,) and y (n,) of each line; NaN leaves a gap.
@@ -76,8 +76,9 @@ def curves(series: Sequence[tuple[str, Floats, Floats]], x_title: str, y_title: 
     """
     every = np.concatenate([y for _, _, y in series])
     finite = every[np.isfinite(every)]
-    log = bool(finite.size and finite.min() > 0 and finite.max() > 20 * finite.min())
-    x = Axis.over(np.concatenate([x for _, x, _ in series]), LEFT, WIDTH - RIGHT)
+    log = bool(finite.size and finite.min() > 0 and finite.max() > 10 * finite.min())
+    across = np.concatenate([x for _, x, _ in series])
+    x = Axis(float(across.min()), float(max(across.max(), across.min() + 1)), LEFT + 4, WIDTH - RIGHT)
     y = Axis.over(every, HEIGHT - BOTTOM, TOP, log)
     lines = [_line(name, x.at(xs), y.at(ys)) for name, xs, ys in series]
     return _drawing(x, y, x_title, f"{y_title} (log scale)" if log else y_title, lines)
@@ -92,8 +93,7 @@ def points(x: Floats, y: Floats, classes: npt.NDArray[np.int64], titles: tuple[s
         classes: (n,) CSS classes `tint0`, `tint1`, ...
         titles: of the two axes.
     """
-    height = 400
-    across, up = Axis.over(x, LEFT, WIDTH - RIGHT), Axis.over(y, height - BOTTOM, TOP)
+    across, up = Axis.over(x, LEFT, WIDTH - RIGHT), Axis.over(y, HEIGHT - BOTTOM, TOP)
     pixels = np.column_stack([across.at(x), up.at(y)]).round(1)
     size = 7 if len(x) <= 300 else 5 if len(x) <= 1_000 else 4
     # a line of no length with round ends is a dot, and takes a fifth of the bytes of a circle
@@ -103,7 +103,7 @@ def points(x: Floats, y: Floats, classes: npt.NDArray[np.int64], titles: tuple[s
         )
         for tint in np.unique(classes)
     ]
-    return _drawing(across, up, *titles, layers, height)
+    return _drawing(across, up, *titles, layers)
 
 
 def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
@@ -126,21 +126,21 @@ def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
     )
 
 
-def _drawing(x: Axis, y: Axis, x_title: str, y_title: str, marks: Iterable[Markup], height: int = HEIGHT) -> Markup:
+def _drawing(x: Axis, y: Axis, x_title: str, y_title: str, marks: Iterable[Markup]) -> Markup:
     """Grid, ticks and titles around the marks."""
     columns = Markup("").join(
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(at, height - BOTTOM + 18, label)
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(at, HEIGHT - BOTTOM + 18, label)
         for at, label in zip(x.at(x.ticks(6)), _labels(x.ticks(6)), strict=True)
     )
-    base = Markup('<path class="base" d="M{} {}H{}"/>').format(LEFT, height - BOTTOM, WIDTH - RIGHT)
-    middle = (TOP + height - BOTTOM) / 2
+    base = Markup('<path class="base" d="M{} {}H{}"/>').format(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT)
+    middle = (TOP + HEIGHT - BOTTOM) / 2
     titles = Markup(
         '<text class="title" x="{}" y="{}" text-anchor="middle">{}</text>'
         '<text class="title" x="14" y="{}" text-anchor="middle" transform="rotate(-90 14 {})">{}</text>'
-    ).format((LEFT + WIDTH - RIGHT) / 2, height - 8, x_title, middle, middle, y_title)
+    ).format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_title, middle, middle, y_title)
     inside = Markup("").join([_rows(y, y.ticks(), LEFT, WIDTH - RIGHT), base, columns, titles, *marks])
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{} by {}">{}</svg>').format(
-        WIDTH, height, y_title, x_title, inside
+        WIDTH, HEIGHT, y_title, x_title, inside
     )
 
 

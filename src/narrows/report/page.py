@@ -51,7 +51,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
     html = _template().render(
         version=__version__,
         figure=figure,
-        source=source.name,
+        source=source.name.rstrip("/").rsplit("/", 1)[-1],  # where it lies is nobody else's business
         about=about(model),
         evaluation=evaluation,
         columns=column_errors(evaluation),
@@ -59,6 +59,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         shown=View(model, gathered.sample).shown(),
         codes=code_map(gathered),
         bad=bad_rows(model, gathered),
+        median=figure(float(gathered.scores.median())),
     )
     with atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -10,8 +10,9 @@ import torch
 from markupsafe import Markup
 
 from narrows.fitted import Model
+from narrows.model.recipes import Recipe
 from narrows.networks.dense import default_hidden
-from narrows.report.cells import View, worst_cells
+from narrows.report.cells import View, drawing, worst_cells
 from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
 from narrows.schema import Column
@@ -43,13 +44,19 @@ def about(model: Model) -> list[tuple[str, str]]:
     rows = f"{facts['rows']:,}" + (f", and {held:,} held out for validation" if held else "")
     stopped = REASONS.get(facts.get("reason", ""), "")
     return [
-        ("Recipe", str(model.recipe)),
+        ("Recipe", _recipe(model.recipe)),
         ("Code", f"{_count(model.latent, 'number')}{members}, for {_count(schema.cells, 'cell')} a row"),
         ("Network", f"{_layers(model)}; {weights:,} weights"),
         ("Columns", _kinds(model)),
         ("Training rows", rows),
         ("Training", f"{_count(len(_records(model)), 'epoch')}; stopped because {stopped}" if stopped else "unknown"),
     ]
+
+
+def _recipe(recipe: Recipe) -> str:
+    """The recipe with the arguments that are not its defaults."""
+    defaults = Recipe.of(recipe.name, {}).arguments
+    return str(Recipe(recipe.name, {k: v for k, v in recipe.arguments.items() if v != defaults[k]}))
 
 
 def _count(number: int, noun: str) -> str:
@@ -71,7 +78,7 @@ def _layers(model: Model) -> str:
 
 def _kinds(model: Model) -> str:
     kinds = [column.kind for column in model.schema]
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return ", ".join(f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds))
 
 
 def _records(model: Model) -> list[dict[str, float]]:
@@ -81,13 +88,13 @@ def _records(model: Model) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A column's errors as text, and as lengths of bars in percent of the longest of the three."""
+    """A column's errors as text, as bars in percent of the longest of the three, and which of model or PCA is best."""
 
     column: ColumnErrors
     measure: str
     figures: list[str]
     bars: list[float]
-    better: bool
+    best: int
 
 
 def column_errors(evaluation: Evaluation) -> list[ErrorRow]:
@@ -100,7 +107,8 @@ def _error_row(column: ColumnErrors) -> ErrorRow:
     longest = max((error for error in errors if isfinite(error)), default=0.0) or 1.0
     bars = [round(100 * error / longest, 1) if isfinite(error) else 0.0 for error in errors]
     measure = "wrong" if column.measure == "wrong" else f"RMSE {column.unit}".strip()
-    return ErrorRow(column, measure, [figure(error, column.measure) for error in errors], bars, errors[0] <= errors[1])
+    best = -1 if not column.seen else 0 if errors[0] <= errors[1] else 1
+    return ErrorRow(column, measure, [figure(error, column.measure) for error in errors], bars, best)
 
 
 def training_curves(model: Model) -> Markup | None:
@@ -186,41 +194,48 @@ class BadRow:
     score: str
     blames: list[Blame]
     pictures: list[tuple[str, str]]
+    charts: list[Markup]
 
 
 def bad_rows(model: Model, gathered: Gathered) -> list[BadRow]:
-    """The rows of the highest scores, worst first, each with the columns to blame."""
+    """The rows of the highest scores, worst first, each with the columns to blame, where there is more than one."""
     view = View(model, gathered.worst)
     return [_bad_row(model, view, row) for row in range(len(gathered.worst.index))]
 
 
 def _bad_row(model: Model, view: View, row: int) -> BadRow:
-    schema, excess = model.schema, view.rows.excess[row]
-    sums = [float(excess[schema.spans[column.name]].sum()) for column in schema]
-    extra = excess[schema.cells :].tolist()
-    order = worst_cells(torch.tensor(sums + extra), BLAMED)
-    longest = max([*sums, *extra, 1e-30])
-    blames = []
-    for i in order:
-        if i < len(sums):
-            column = list(schema)[i]
-            blames.append(_blame(view, column, row, sums[i], longest))
-        else:
-            name = terms(model)[i - len(sums)]
-            cost = extra[i - len(sums)]
-            blames.append(Blame(f"{name} of the code", figure(cost), 100 * cost / longest, "", "", ""))
-    images = [column for column in schema if len(column.shape) > 1 and column.cells][:1]
+    images = [column for column in model.schema if drawing(column) == "picture"][:1]
+    arrays = [column for column in model.schema if drawing(column) == "lines"][:1]
     kinds = (("original", "original"), ("model", "model"), ("cost", "cost"))
     pictures = [(label, view.picture(column, row, which)) for column in images for label, which in kinds]
-    return BadRow(int(view.rows.index[row]), figure(float(view.rows.score[row])), blames, pictures)
+    charts = [view.chart(column, row) for column in arrays]
+    score = figure(float(view.rows.score[row]))
+    return BadRow(int(view.rows.index[row]), score, _blames(model, view, row), pictures, charts)
 
 
-def _blame(view: View, column: Column, row: int, cost: float, longest: float) -> Blame:
-    share = 100 * cost / longest
+def _blames(model: Model, view: View, row: int) -> list[Blame]:
+    """The columns and terms that cost most; none where a drawing of the only column says it all."""
+    columns, excess = list(model.schema), view.rows.excess[row]
+    costs = [excess[model.schema.spans[column.name]].sum() for column in columns]
+    costs += list(excess[model.schema.cells :])
+    if len(costs) == 1 and drawing(columns[0]) != "text":
+        return []
+    longest = max(float(max(costs)), 1e-30)
+    blames = []
+    for i in worst_cells(torch.stack(costs), BLAMED):
+        cost = float(costs[i])
+        if i < len(columns):
+            blames.append(_blame(view, columns[i], row, cost, 100 * cost / longest))
+        else:
+            name = f"{terms(model)[i - len(columns)]} of the code"
+            blames.append(Blame(name, figure(cost), 100 * cost / longest, "", "", ""))
+    return blames
+
+
+def _blame(view: View, column: Column, row: int, cost: float, share: float) -> Blame:
     if not column.shape:
         values = view.value(column, row), view.value(column, row, "model")
         return Blame(column.name, figure(cost), share, *values, "")
-    cells = view.rows.excess[row, view.schema.spans[column.name]]
-    names = column.cell_names()
+    cells, names = view.rows.excess[row, view.schema.spans[column.name]], column.cell_names()
     top = ", ".join(names[i] for i in worst_cells(cells, 3)) if len(column.shape) == 1 else ""
     return Blame(column.name, figure(cost), share, "", "", top)
