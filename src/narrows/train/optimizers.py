@@ -29,6 +29,7 @@ DEFAULT_RATES: dict[OptimizerName, float] = {
 
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises
 START = 0.04  # of the peak: where it rises from
+REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
 NEWTON_SCHULZ = 3  # steps; 5 cost two thirds more and gained nothing on the 784-1000-500-250-30 network
 
 
@@ -148,7 +149,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp_min(1e-7)
-    if has_bfloat16(matrix.device):
+    if wide.shape[0] * wide.numel() >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
         wide = wide.bfloat16()
     for _ in range(NEWTON_SCHULZ):
         gram = wide @ wide.T
