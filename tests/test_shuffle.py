@@ -145,6 +145,14 @@ def test_one_piece_is_shared_fairly():
     assert shards[0].shard(0, 1) is shards[0]
 
 
+def test_heavy_pieces_are_read_one_by_one():
+    source = Pieces([100] * 6)
+    source.open_bytes = 1 << 40
+    windows = list(Shuffle(source, None, 0, 100).windows(0))
+    assert all(len({number // 100 for number in numbers([batch])}) == 1 for batch, _ in windows)
+    assert sorted(numbers(batch for batch, _ in windows)) == list(range(600))
+
+
 def test_a_window_needs_a_row():
     with pytest.raises(SettingError, match="window of 0"):
         Shuffle(Pieces([3]), None, 0, 0)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from narrows.errors import DataError, DataWarning
-from narrows.sources.inference import MISSING, convert, first_misfit, joined_type, looks_like_number, widened
+from narrows.sources.inference import MISSING, convert, first_misfit, joined_type, looks_like_value, widened
 from narrows.sources.paths import File, reading
 from narrows.sources.source import Source, checked_names, numbered
 
@@ -148,8 +148,8 @@ def _open_rows(file: File, layout: Layout, threads: bool) -> Iterator[pa.RecordB
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
     )
-    with file.stream() as stream:
-        yield from pacsv.open_csv(stream, read, parse, texts)
+    with file.stream() as stream, pacsv.open_csv(stream, read, parse, texts) as reader:
+        yield from reader
 
 
 def _refuse_ragged(file: File, layout: Layout) -> None:
@@ -249,8 +249,8 @@ def _fields(lines: list[str], delimiter: str) -> list[list[str]]:
 
 
 def _is_header(first: list[str], below: list[list[str]]) -> bool:
-    """Whether a row names columns: it has no number, and the rows below have some, or do not repeat its texts."""
-    if any(looks_like_number(field) for field in first) or len(set(first)) < len(first):
+    """Whether a row names columns: it holds no number or date, but rows below do, or none repeats its texts."""
+    if any(looks_like_value(field) for field in first) or len(set(first)) < len(first):
         return False
     columns = [
         [
@@ -260,13 +260,18 @@ def _is_header(first: list[str], below: list[list[str]]) -> bool:
         ]
         for i in range(len(first))
     ]
-    if any(column and all(map(looks_like_number, column)) for column in columns):
+    if any(column and all(map(looks_like_value, column)) for column in columns):
         return True
     return all(field.strip(string.whitespace) not in column for field, column in zip(first, columns, strict=True))
 
 
 def _check_spaced(file: File, rows: list[list[str]]) -> None:
     parts = rows[-1][0].split()
-    if len(rows[-1]) == 1 and len(parts) > 1 and all(map(looks_like_number, parts)):
-        hint = "numpy.loadtxt, and passing the array"
-        raise DataError(f"{file.name} has fields between spaces", "commas, semicolons, tabs or bars", hint)
+    if len(rows[-1]) > 1 or len(parts) < 2:
+        return
+    try:
+        list(map(float, parts))
+    except ValueError:  # a text, or a date with its time
+        return
+    hint = "numpy.loadtxt, and passing the array"
+    raise DataError(f"{file.name} has fields between spaces", "commas, semicolons, tabs or bars", hint)

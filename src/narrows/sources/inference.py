@@ -30,12 +30,13 @@ _CHAINS = (
     (pa.date32(), pa.timestamp("us"), pa.timestamp("ns")),
     (pa.timestamp("us", "UTC"), pa.timestamp("ns", "UTC")),
 )
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_VALUE = re.compile(r"[+-]?\.?\d[\d.,:/ +-]*([eE][+-]?\d+|T[\d.:+-]+)?Z?", re.ASCII)
 
 
-def looks_like_number(text: str) -> bool:
-    """Whether a field would do in a column of numbers."""
-    return _NUMBER.fullmatch(text.strip()) is not None
+def looks_like_value(text: str) -> bool:
+    """Whether a field is a number, a date or time in any notation, or a truth value, and so names no column."""
+    text = text.strip()
+    return text in _BOOLS or _VALUE.fullmatch(text) is not None
 
 
 def widened(known: pa.DataType, values: pa.Array) -> pa.DataType:

@@ -35,6 +35,7 @@ class Joined(Source):
         self.schema = checked_names(pa.schema([*first.schema, *extra]), self.name)
         self._extra = [[pa.scalar(_parsed(names[f.name], f.type), f.type) for f in extra] for names in keys]
         self._sources = sources
+        self.open_bytes = max(source.open_bytes for source in sources)
         self._places = [(index, piece) for index, source in enumerate(sources) for piece in source.pieces]
         self.pieces = tuple(range(len(self._places)))
 

@@ -15,20 +15,26 @@ from narrows.errors import DataError
 from narrows.sources.paths import File, reading
 from narrows.sources.source import BATCH_BYTES, BATCH_ROWS, Source, checked_names, numbered
 
+_BUFFER = 1 << 16  # bytes of a column read ahead; without it pyarrow reads a row group as a whole
+_COLUMN_BYTES = 3 << 20  # memory for a column while its row group is read in batches: a page, a dictionary, values
+
 
 class ParquetSource(Source):
     """One Parquet file; opening reads its footer only."""
 
     def __init__(self, file: File) -> None:
         self._file, self.name = file, file.name
-        with reading(self.name), pq.ParquetFile(file.open()) as opened:
+        # Far away, one large request beats many small ones, whatever the memory.
+        self._options = {"pre_buffer": False, "buffer_size": _BUFFER} if file.local else {"pre_buffer": True}
+        with reading(self.name), file.open() as raw, pq.ParquetFile(raw) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
             groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
             self._rows = [int(group.num_rows) for group in groups]
-            size = sum(group.total_byte_size for group in groups)
+            sizes = [int(group.total_byte_size) for group in groups]
         self.schema = checked_names(schema, self.name)
         self.pieces = tuple(index for index, rows in enumerate(self._rows) if rows > 0)
-        self._step = max(1, min(BATCH_ROWS, BATCH_BYTES * sum(self._rows) // max(1, size)))
+        self.open_bytes = max(BATCH_BYTES, min(max(sizes, default=0), len(schema.names) * _COLUMN_BYTES))
+        self._step = max(1, min(BATCH_ROWS, BATCH_BYTES * sum(self._rows) // max(1, sum(sizes))))
 
     def rows_of(self, piece: int) -> int:
         """Rows in a row group, as the footer says."""
@@ -40,7 +46,7 @@ class ParquetSource(Source):
 
     def _batches(self, piece: int, skip: int) -> Iterator[pa.RecordBatch]:
         row = 0
-        with reading(self.name), pq.ParquetFile(self._file.open()) as opened:
+        with reading(self.name), self._file.open() as raw, pq.ParquetFile(raw, **self._options) as opened:
             for batch in opened.iter_batches(batch_size=self._step, row_groups=[piece]):
                 batch.validate(full=True)  # damaged pages can hold texts that are none
                 start = max(0, skip - row)

@@ -98,13 +98,13 @@ def find(path: str | Path) -> list[File]:
     local = os.path.expanduser(text)
     if glob.has_magic(local) and not os.path.exists(local):
         return _of_glob(local)
-    return _find_local(local, os.path.dirname(local))
+    return _find_local(local, local)
 
 
 def _find_local(path: str, root: str) -> list[File]:
     """The files at a path; folders named `key=value` count where they lie below `root`."""
     if os.path.isdir(path):
-        return _of_folder(path, fs.LocalFileSystem(), root if root != os.path.dirname(path) else path)
+        return _of_folder(path, fs.LocalFileSystem(), root)
     if not os.path.exists(path):
         raise DataError(f"no such file: {path}", ACCEPTED)
     if not os.path.isfile(path):

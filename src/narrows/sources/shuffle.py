@@ -8,7 +8,7 @@ Pieces come in random order, eight side by side, a block of each in turn; then e
 
 This is no uniform shuffle: a row stays within a window of where its block was read. A source of one piece, such as a
 CSV file, is read in order, so only the window mixes it: sorted data wants a large window. Needs the memory of a
-window (twice while it is permuted) and of a batch of each of eight pieces.
+window (twice while it is permuted) and of the pieces being read, up to about 256 MB: fewer side by side if need be.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from narrows.sources.source import Source, row_in_piece
 from narrows.sources.split import Split, mix64
 
 SIDE_BY_SIDE = 8
+_OPEN_BYTES = 256 << 20  # fewer pieces are read side by side where they would take more memory
 
 
 class _Place(NamedTuple):
@@ -49,7 +50,8 @@ class Shuffle:
         if window < 1:
             raise SettingError(f"a shuffle window of {window} rows", "at least 1")
         self._source, self._split, self._seed, self._window = source, split, seed, window
-        self._block = -(-window // SIDE_BY_SIDE)
+        self._lanes = max(1, min(SIDE_BY_SIDE, _OPEN_BYTES // source.open_bytes))
+        self._block = -(-window // self._lanes)
 
     def windows(
         self, epoch: int, position: Mapping[str, int] | None = None
@@ -91,8 +93,8 @@ class Shuffle:
 
     def _blocks(self, order: NDArray[np.intp], start: _Place) -> Iterator[tuple[_Place, int, pa.RecordBatch]]:
         """All rows from a place on, as (place, id of the first row, rows of one block)."""
-        for pieces in range(start.pieces, len(order), SIDE_BY_SIDE):
-            opened = [self._source.pieces[place] for place in order[pieces : pieces + SIDE_BY_SIDE]]
+        for pieces in range(start.pieces, len(order), self._lanes):
+            opened = [self._source.pieces[place] for place in order[pieces : pieces + self._lanes]]
             block, first = (start.block, start.rows) if pieces == start.pieces else (0, 0)
             lanes = [
                 _Lane(self._source.read(piece, self._row_of(lane, block, first, len(opened))))

@@ -36,11 +36,13 @@ class Source(ABC):
         schema: of every batch.
         pieces: ids of the units that can be read on their own, in order: row groups of Parquet files, slabs of an
             array, a whole CSV file.
+        open_bytes: memory that a piece takes while it is read, about.
     """
 
     name: str
     schema: pa.Schema
     pieces: tuple[int, ...]
+    open_bytes: int = BATCH_BYTES
 
     @abstractmethod
     def rows_of(self, piece: int) -> int | None:
@@ -89,7 +91,7 @@ class Shard(Source):
     def __init__(self, whole: Source, rank: int, size: int) -> None:
         self._whole, self._rank, self._size = whole, rank, size
         self._by_piece = len(whole.pieces) >= size
-        self.name, self.schema = whole.name, whole.schema
+        self.name, self.schema, self.open_bytes = whole.name, whole.schema, whole.open_bytes
         self.pieces = whole.pieces[rank::size] if self._by_piece else whole.pieces
 
     def rows_of(self, piece: int) -> int | None:

@@ -23,6 +23,7 @@ from narrows.files import atomic
 from narrows.sources.source import checked_names
 
 GROUP_ROWS = 131_072  # rows of a Parquet row group, the unit that a shuffle of the file moves about
+GROUP_BYTES = 64 << 20
 
 
 def write_rows(path: str | Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
@@ -49,9 +50,9 @@ def write_rows(path: str | Path, batches: Iterable[pa.RecordBatch], schema: pa.S
 
 def _checked(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        if not batch.schema.equals(schema):
+        if batch.schema.names != schema.names or batch.schema.types != schema.types:
             raise DataError(f"rows of schema {_said(batch.schema)}", _said(schema))
-        yield batch
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 def _said(schema: pa.Schema) -> str:
@@ -68,13 +69,15 @@ def _write_parquet(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa
 
 
 def _grouped(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tables of about `GROUP_ROWS` rows: pyarrow makes a row group of all it is handed at once."""
+    """Tables of about `GROUP_ROWS` rows or `GROUP_BYTES`: pyarrow makes a row group of all it is handed at once."""
     waiting: list[pa.RecordBatch] = []
+    rows = size = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(rows.num_rows for rows in waiting) >= GROUP_ROWS:
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
             yield pa.Table.from_batches(waiting)
-            waiting = []
+            waiting, rows, size = [], 0, 0
     if waiting:
         yield pa.Table.from_batches(waiting)
 
