@@ -132,6 +132,7 @@ class _Run:
         except Broken as broken:
             warning = self._diverged(broken)
         finally:
+            self.bar.show(self.state.place)
             if self.folder:
                 self.folder.finish(self.state.history.reason or "failed")
         if self.validation is not None or self.state.history.reason == "diverged":
