@@ -26,7 +26,7 @@ from narrows.errors import DataError, NarrowsError
 from narrows.sources.source import ACCEPTED
 
 Format = Literal["parquet", "npy", "npz", "idx", "text"]
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _DAMAGE = (pa.ArrowException, OSError, EOFError, UnicodeError, BadZipFile, zlib.error, MemoryError, RuntimeError)
 
 
@@ -56,7 +56,7 @@ class File:
         return self.system.open_input_file(self.path)
 
     def stream(self) -> Any:
-        """The bytes in order, decompressed if their first ones say gzip, bzip2 or Zstandard."""
+        """The bytes in order, decompressed if their first ones say gzip or Zstandard."""
         return self.system.open_input_stream(self.path, compression=self._compression())
 
     @property
