@@ -48,8 +48,7 @@ def configured(
         tokens: the verb and its arguments.
         config: a TOML file of options, named as on the command line (`epochs = 20`); those given there come first.
     """
-    if config is not None:
-        app.config = (Toml(config, must_exist=True, use_commands_as_keys=False),)
+    app.config = () if config is None else (Toml(config, must_exist=True, use_commands_as_keys=False),)
     return app(tokens)
 
 

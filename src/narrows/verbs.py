@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from narrows.errors import DataError
+from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
@@ -22,8 +22,8 @@ from narrows.networks.dense import Dense
 from narrows.report.page import report as write_report
 from narrows.sources.source import open_source
 from narrows.sources.write import write_rows
-from narrows.tasks.baseline import learn_baseline
-from narrows.tasks.evaluate import evaluate as evaluate_model
+from narrows.tasks.baseline import Baseline, learn_baseline
+from narrows.tasks.evaluate import measure
 from narrows.train.settings import Training, Watch
 
 Flat = Parameter(name="*")
@@ -100,6 +100,8 @@ def fit(
         out: the model file to write, such as m.narrows.
     """
     choices, running = choices or Choices(), running or Running()
+    if not out.parent.is_dir():  # said before hours of training, not after
+        raise NarrowsError(f"no folder {out.parent} to write {out.name} in", hint="create the folder first")
     source = open_source(data, header=(reading or Reading()).header)
     plan = Plan(
         recipe=choices.recipe,
@@ -212,7 +214,8 @@ def evaluate(model: Path, data: str, *, json: bool = False) -> None:
         data: rows with the columns of the training data, best ones it was not trained on.
         json: print the result as JSON.
     """
-    result = evaluate_model(load(model), data)
+    fitted, source = load(model), open_source(data)
+    result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
         print(jsonlib.dumps(result.to_json(), sort_keys=True))
     else:
