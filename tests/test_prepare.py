@@ -537,6 +537,22 @@ def test_columns_come_in_any_order_with_others_among_them() -> None:
     assert torch.equal(batch.numbers, preparer.prepare(rows).numbers)
 
 
+@settings(max_examples=150, deadline=None)
+@given(tables(), tables())
+def test_columns_of_other_types_are_read_or_refused(trained: pa.RecordBatch, rows: pa.RecordBatch) -> None:
+    width = min(trained.num_columns, rows.num_columns)
+    names = [f"c{i}" for i in range(width)]
+    preparer = learn(pa.RecordBatch.from_arrays(trained.columns[:width], names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        try:
+            batch = preparer.prepare(pa.RecordBatch.from_arrays(rows.columns[:width], names))
+        except DataError as error:
+            assert "column 'c" in str(error)
+            return
+    assert batch.numbers.isfinite().all() and len(preparer.restore(batch.numbers, batch.codes)) == len(rows)
+
+
 def test_missing_columns_are_named_beside_those_that_came() -> None:
     preparer = learn(table(age=[1.0, 2.0], job=["x", "y"]))
     with pytest.raises(DataError, match="no column 'job': the rows have 'age', 'jobs'"):
@@ -613,7 +629,17 @@ def mutated(value: Any, rng: random.Random) -> Any:
         at = rng.randrange(len(value))
         return [mutated(v, rng) if i == at else v for i, v in enumerate(value) if i != at or rng.random() < 0.8]
     junk = [None, -1, 0, 1, 2**70, 1.5, "", "int64", "dictionary<values=int8, indices=int8, ordered=1>", [], {}, True]
-    more = ["timestamp[s, tz=Nowhere]", "decimal128(99, 2)", "list", "date32[day]", [3, 2**40], "category", "date", "x"]
+    more = [
+        "timestamp[s, tz=Nowhere]",
+        "decimal128(99, 2)",
+        "list",
+        "null",
+        "date32[day]",
+        [3, 2**40],
+        "category",
+        "date",
+        "x",
+    ]
     return rng.choice(junk + more)
 
 

@@ -25,8 +25,6 @@ DAY_UNITS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_0
 
 def plain(array: Values) -> Values:
     """The array with dictionaries decoded, text as `large_string`, half floats as floats."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_float16(array.type):
@@ -89,8 +87,6 @@ def read_numbers(array: Values, trained: Type, column: str) -> Floats:
 
 def read_tensors(array: Values) -> Cells:
     """A tensor column as (B, cells) in its own number type (a view where nothing is missing), NaN where missing."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
     rows, storage = len(array), array.storage
     width = storage.type.list_size
     values = storage.values.slice(storage.offset * width, rows * width)
@@ -137,9 +133,8 @@ def write_numbers(values: Floats, arrow: Type) -> Values:
         return pa.array(values > 0.5, mask=missing)
     if pa.types.is_decimal(arrow):
         limit = 10.0 ** (arrow.precision - arrow.scale)
-        inside = np.clip(values, -limit, limit) * (1 - 2.0**-50) if arrow.precision > 15 else values
-        edge = limit - 10.0**-arrow.scale
-        return pa.array(np.clip(inside, -edge, edge), mask=missing).cast(arrow)
+        edge = min(limit - 10.0**-arrow.scale, limit * (1 - 2.0**-50))  # the latter where float64 cannot tell the first
+        return pa.array(np.clip(values, -edge, edge), mask=missing).cast(arrow)
     if is_clock(arrow):
         return _write_clock(values, missing, arrow)
     return pa.array(to_dtype(values, np.dtype(arrow.to_pandas_dtype())), mask=missing, type=arrow)

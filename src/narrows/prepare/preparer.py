@@ -29,7 +29,7 @@ from narrows.prepare.arrow import (
     write_tensors,
 )
 from narrows.prepare.arrow_types import Type, nature, parse_type
-from narrows.prepare.categories import Levels, decode, encode
+from narrows.prepare.categories import Codes, Levels, decode, encode
 from narrows.prepare.dates import write_dates
 from narrows.prepare.learning import Wishes, learn_columns
 from narrows.prepare.statistics import Statistics, read_block
@@ -37,7 +37,9 @@ from narrows.prepare.stored import from_stored, to_stored
 from narrows.prepare.transforms import Scaling
 from narrows.schema import Batch, Column, Kind, Schema
 
-CHUNK_CELLS = 1 << 18  # cells scaled at once: float64 blocks that fit a processor's cache
+# Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
+# threads, whose waiting for each other cost up to 100 times the work on a busy machine.
+CHUNK_CELLS = (1 << 15) - 1
 
 
 class Preparer:
@@ -52,7 +54,9 @@ class Preparer:
     def __init__(self, schema: Schema, levels: Mapping[str, Levels], scaling: Scaling) -> None:
         self.schema, self.levels, self.scaling = schema, dict(levels), scaling
         self._types: list[Type] = [parse_type(column.type) for column in schema]
-        self._warned: set[str] = set()
+        pairs = zip(schema, self._types, strict=True)
+        self._natures = {c.name: nature(column_type(arrow, c.shape), c.name) for c, arrow in pairs}
+        self._warned: set[str | None] = set()
 
     @classmethod
     def learn(
@@ -109,28 +113,36 @@ class Preparer:
         Raises:
             DataError: where columns are missing, or values cannot be read; names the column and, where it can, the row.
         """
+        arrays = self._aligned(rows)
+        blocks = {column.name: self._block(column, arrays[column.name]) for column in self.schema if column.width}
+        numbers = self._scaled(list(blocks.values()), len(rows))
+        self._warn_of_outliers(numbers)
+        present = {name: _present(block) for name, block in blocks.items()}
+        codes = torch.zeros(len(rows), len(self.schema.levels), dtype=torch.int64)
+        for i, column in enumerate(column for column in self.schema if column.categorical):
+            found, present[column.name] = self._encoded(column, arrays[column.name])
+            codes[:, i] = torch.from_numpy(found)
+        return Batch(numbers, codes, self._seen(present, len(rows)))
+
+    def _aligned(self, rows: pa.RecordBatch) -> dict[str, Values]:
         arrays, extra = align(rows, self.schema, self._types)
         if extra:
-            self._warn("", f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
-        blocks, codes, present = [], [], {}
-        for column, arrow, array in zip(self.schema, self._types, arrays, strict=True):
-            if column.categorical:
-                code, seen, unknown = encode(array, self.levels[column.name], column.name)
-                codes.append(torch.from_numpy(code))
-                present[column.name] = None if seen is None else seen[:, None]
-                if unknown is not None:
-                    self._warn(
-                        column.name, f"column {column.name!r} has levels not kept in training, such as {unknown!r}"
-                    )
-            elif column.width:
-                block = read_block(array, nature(column_type(arrow, column.shape), column.name), arrow, column.name)
-                refuse_infinite(block, column.name)
-                blocks.append(block[:, : column.width])
-                present[column.name] = _present(blocks[-1])
-        numbers = self._scaled(blocks, len(rows))
-        self._warn_of_outliers(numbers)
-        stacked = torch.stack(codes, dim=1) if codes else torch.zeros(len(rows), 0, dtype=torch.int64)
-        return Batch(numbers, stacked, self._seen(present, len(rows)))
+            self._warn(None, f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
+        return dict(zip(self.schema.names, arrays, strict=True))
+
+    def _block(self, column: Column, array: Values) -> Cells:
+        """(B, width) raw cells of a number column, NaN where missing."""
+        block = read_block(array, self._natures[column.name], parse_type(column.type), column.name)
+        refuse_infinite(block, column.name)
+        return block[:, : column.width]
+
+    def _encoded(self, column: Column, array: Values) -> tuple[Codes, Cells | None]:
+        """(B,) codes of a category column, and (B, 1) which are there, or None where all are."""
+        codes, seen, unknown = encode(array, self.levels[column.name], column.name)
+        if unknown is not None:
+            text = f"has levels not kept in training, such as {unknown!r}: they share one code"
+            self._warn(column.name, f"column {column.name!r} {text}")
+        return codes, None if seen is None else seen[:, None]
 
     def _scaled(self, blocks: list[Cells], rows: int) -> Tensor:
         """Raw blocks to prepared numbers, some rows at a time."""
@@ -147,7 +159,7 @@ class Preparer:
             numbers[start : start + len(part)] = self.scaling(torch.from_numpy(part))
         return numbers
 
-    def _seen(self, present: Mapping[str, Any], rows: int) -> Tensor | None:
+    def _seen(self, present: Mapping[str, Cells | None], rows: int) -> Tensor | None:
         if all(there is None for there in present.values()):
             return None
         seen = torch.ones(rows, self.schema.cells, dtype=torch.bool)
@@ -168,10 +180,10 @@ class Preparer:
                 text = "has values further outside its training range than that is wide: kept, not clipped"
                 self._warn(column.name, f"column {column.name!r} {text}")
 
-    def _warn(self, key: str, message: str) -> None:
+    def _warn(self, key: str | None, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, DataWarning, stacklevel=3)
+            warnings.warn(message, DataWarning, stacklevel=4)
 
     def restore(self, numbers: Tensor, codes: Tensor) -> pa.RecordBatch:
         """Prepared rows to raw ones, with the names and types of the original table.
@@ -203,7 +215,7 @@ class Preparer:
         return pa.RecordBatch.from_arrays(arrays, schema=self.arrow_schema)
 
 
-def _present(block: Cells) -> Any:
+def _present(block: Cells) -> Cells | None:
     """Which cells are there, or None where all are."""
     if block.dtype.kind != "f":
         return None

@@ -24,6 +24,8 @@ from narrows.prepare.learning import possible_kinds
 from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
 from narrows.schema import Column, Schema
 
+MISSING_CELLS = 1 << 22  # largest shape believed of a column whose every value was missing: no tensor backs it
+
 
 class StoredLevels(pydantic.BaseModel):
     """The JSON of one category column's `Levels`."""
@@ -71,10 +73,14 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
     except ModelFileError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, NarrowsError) as error:
-        raise ModelFileError(f"the preparer in this file is damaged: {_first_line(error)}") from error
+        raise ModelFileError(f"the preparer in this file is damaged: {_words(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _words(error: Exception) -> str:
+    """One line of what an error says."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return str(error).partition("\n")[0]
 
 
@@ -86,17 +92,19 @@ def _require(holds: bool, what: str) -> None:
 def _check_column(column: Column) -> None:
     """Checks that kind, type, shape, width and levels of a column can belong together."""
     arrow = parse_type(column.type)
-    _require(all(0 <= side < 2**31 for side in column.shape), f"sizes of {column.name!r}")
-    _require(math.prod(column.shape) < 2**31, f"sizes of {column.name!r}")
+    if pa.types.is_timestamp(arrow) and arrow.tz:
+        pc.local_timestamp(pa.array([0]).view(arrow))  # fails where the zone is unknown
+    sized = all(0 <= side < 2**31 for side in column.shape)
+    _require(sized and math.prod(column.shape) <= max(column.width, MISSING_CELLS), f"sizes of {column.name!r}")
     kind = nature(column_type(arrow, column.shape), column.name)
-    _require(column.kind in possible_kinds(kind, column.shape), f"kind and type of {column.name!r}")
+    fits = column.kind in possible_kinds(kind, column.shape) and (kind != "empty" or column.cells == 0)
+    _require(fits, f"kind and type of {column.name!r}")
     if column.kind in ("binary", "category"):
-        _require(column.width == 0 and 0 <= column.levels < 2**31 and not column.shape, f"levels of {column.name!r}")
+        most = 2 ** (arrow.index_type.bit_width - 1) if pa.types.is_dictionary(arrow) else 2**31
+        _require(column.width == 0 and 0 <= column.levels <= most and not column.shape, f"levels of {column.name!r}")
         return
     widths = {0, math.prod(column.shape)} if column.kind != "date" else {0, PARTS_WITHOUT_CLOCK, PARTS}
     _require(column.levels == 0 and column.width in widths, f"cells of {column.name!r}")
-    if pa.types.is_timestamp(arrow) and arrow.tz:
-        pc.local_timestamp(pa.array([0]).view(arrow))
 
 
 def _checked_scaling(width: int, tensors: Mapping[str, Tensor]) -> Scaling:

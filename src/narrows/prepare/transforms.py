@@ -262,7 +262,12 @@ def follow(values: Tensor, knots: Tensor, scores: Tensor) -> Tensor:
     offset = torch.arange(len(knots), device=knots.device) * KNOTS
     at = offset.expand_as(values)
     for step in (64, 32, 16, 8, 4, 2, 1):  # a binary search in gathers, which exports where searchsorted does not
-        at = torch.where(knots.reshape(-1)[at + step] <= values, at + step, at)
+        at = torch.where(_pick(knots, at + step) <= values, at + step, at)
     at = torch.minimum(at, offset + (KNOTS - 2))
-    x, y = knots.reshape(-1), scores.reshape(-1)
-    return y[at] + (values - x[at]) * (y[at + 1] - y[at]) / (x[at + 1] - x[at])
+    x, y = _pick(knots, at), _pick(scores, at)
+    return y + (values - x) * (_pick(scores, at + 1) - y) / (_pick(knots, at + 1) - x)
+
+
+def _pick(table: Tensor, at: Tensor) -> Tensor:
+    """Elements of a flattened table: by `index_select`, since plain indexing wakes every core for a few cells."""
+    return table.reshape(-1).index_select(0, at.reshape(-1)).reshape(at.shape)
