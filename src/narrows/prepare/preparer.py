@@ -2,7 +2,7 @@
 
 Two halves meet here: the Arrow half (`arrow`, `dates`, `categories`) makes raw float64 cells and codes, the tensor
 half (`scaling`) makes prepared ones. What comes back from a round trip: categories, flags, dates without a time, and
-integers whose column spans less than 2**20, exactly; floats within 1/100,000 of their column's range; times of day
+integers whose column spans less than 2**19, exactly; floats within 1/100,000 of their column's range; times of day
 to 10 ms. Wider integers keep about the 24 bits of float32. A code that stands for no one level comes back as null.
 """
 
