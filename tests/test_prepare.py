@@ -715,3 +715,16 @@ def test_a_census_comes_back() -> None:
         for name, before in zip(rows.schema.names, rows.columns, strict=True):
             there = before.is_valid()
             assert pc.all(pc.equal(before.filter(there), restored.column(name).filter(there))).as_py(), name
+
+
+def test_a_pixel_that_was_always_black_may_turn_gray_but_not_a_thousand():
+    train = np.zeros((50, 4, 4), np.float32)
+    train[:, 1, 1] = np.linspace(0, 1, 50)
+    preparer = learn(pa.RecordBatch.from_arrays([pa.FixedShapeTensorArray.from_numpy_ndarray(train)], ["image"]))
+    gray, glaring = train[:1].copy(), train[:1].copy()
+    gray[0, 3, 3], glaring[0, 3, 3] = 0.7, 1000
+    tensors = [pa.FixedShapeTensorArray.from_numpy_ndarray(part) for part in (gray, glaring)]
+    rows = [pa.RecordBatch.from_arrays([tensor], ["image"]) for tensor in tensors]
+    assert preparer.prepare(rows[0]).numbers[0, 15] == pytest.approx(0.7)
+    with pytest.warns(DataWarning, match="kept, not clipped"):
+        assert preparer.prepare(rows[1]).numbers[0, 15] == pytest.approx(1000)

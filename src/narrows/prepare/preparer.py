@@ -57,6 +57,7 @@ class Preparer:
         pairs = zip(schema, self._types, strict=True)
         self._natures = {c.name: nature(column_type(arrow, c.shape), c.name) for c, arrow in pairs}
         self._warned: set[str | None] = set()
+        self._floor, self._ceiling = self._outer_range()
 
     @classmethod
     def learn(
@@ -172,13 +173,24 @@ class Preparer:
         if not numbers.numel():
             return
         least, most = torch.aminmax(numbers, dim=0)
-        low, high = self.scaling.low, self.scaling.high
-        slack = (high - low) + 1e-6 * (1 + torch.maximum(low.abs(), high.abs()))
-        far = (least < low - slack) | (most > high + slack)
+        far = (least < self._floor) | (most > self._ceiling)
         for column in self.schema if bool(far.any()) else ():
             if not column.categorical and bool(far[self.schema.spans[column.name]].any()):
                 text = "has values further outside its training range than that is wide: kept, not clipped"
                 self._warn(column.name, f"column {column.name!r} {text}")
+
+    def _outer_range(self) -> tuple[Tensor, Tensor]:
+        """Prepared values beyond which a number cell is worth a warning: one range width outside its range.
+
+        The cells of an array share one range: a pixel that was always black in training may well be gray.
+        """
+        low, high = self.scaling.low.clone(), self.scaling.high.clone()
+        for column in self.schema:
+            if column.shape and column.width:
+                span = self.schema.spans[column.name]
+                low[span], high[span] = low[span].min(), high[span].max()
+        slack = (high - low) + 1e-6 * (1 + torch.maximum(low.abs(), high.abs()))
+        return low - slack, high + slack
 
     def _warn(self, key: str | None, message: str) -> None:
         if key not in self._warned:
