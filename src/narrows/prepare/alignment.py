@@ -6,6 +6,7 @@ Knows names, types and widths, never values.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -42,16 +43,17 @@ def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tup
         return [_as_matrix(rows, lone)], []
     if len(names) == 1 and is_tensor(rows.schema.types[0]) and not any(column.shape for column in schema):
         return _as_columns(rows.column(0), schema, types), []
-    return _by_name(rows, schema), [name for name in names if name not in schema.names]
+    known = set(schema.names)
+    return _by_name(rows, schema), [name for name in names if name not in known]
 
 
 def _by_name(rows: pa.RecordBatch, schema: Schema) -> list[Values]:
-    names = list(rows.schema.names)
+    names = Counter(rows.schema.names)
     missing = [name for name in schema.names if name not in names]
     if missing:
-        came = f"the rows have {_listed(names)}"
+        came = f"the rows have {_listed(rows.schema.names)}"
         raise DataError(f"no column {_listed(missing)}: {came}", f"the {len(schema)} columns of the training rows")
-    twice = [name for name in schema.names if names.count(name) > 1]
+    twice = [name for name in schema.names if names[name] > 1]
     if twice:
         raise DataError(f"column {_listed(twice)} stands twice in the rows", "each column once")
     return [_same_width(rows.column(column.name), column) for column in schema]

@@ -106,6 +106,7 @@ class Sample:
     _hashes: list[npt.NDArray[np.uint64]] = field(default_factory=list)
     _cells: dict[str, list[Cells]] = field(default_factory=dict)
     _limit: int = 2**64 - 1
+    _trimmed: bool = True
 
     def update(self, first_row: int, rows: int, blocks: dict[str, Cells]) -> None:
         """Offers rows with consecutive ids."""
@@ -121,6 +122,7 @@ class Sample:
 
     def _add(self, hashes: npt.NDArray[np.uint64], cells: dict[str, Cells]) -> None:
         self._hashes.append(hashes)
+        self._trimmed = False
         for name in self.names:
             self._cells.setdefault(name, []).append(cells[name])
         if sum(map(len, self._hashes)) > 2 * self.size:
@@ -133,9 +135,10 @@ class Sample:
         self._cells = {name: [np.concatenate(parts)[order]] for name, parts in self._cells.items()}
         if len(order) == self.size:
             self._limit = int(self._hashes[0][-1])
+        self._trimmed = True
 
     def cells(self, name: str) -> Cells:
         """(k, c) sampled cells of a column, NaN where missing."""
-        if self._hashes:
+        if not self._trimmed:
             self._trim()
         return self._cells[name][0]

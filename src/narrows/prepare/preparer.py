@@ -40,6 +40,7 @@ from narrows.schema import Batch, Column, Kind, Schema
 # Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
 # threads, whose waiting for each other cost up to 100 times the work on a busy machine.
 CHUNK_CELLS = (1 << 15) - 1
+FEWEST_ROWS = 64  # rows written at once at least: each column of each chunk costs some microseconds
 
 
 class Preparer:
@@ -208,7 +209,7 @@ class Preparer:
             codes: (B, M).
         """
         numbers, codes = numbers.detach().cpu(), codes.detach().cpu()
-        step = max(1, CHUNK_CELLS // max(1, numbers.shape[1]))
+        step = max(FEWEST_ROWS, CHUNK_CELLS // max(1, numbers.shape[1]))
         starts = range(0, max(1, len(numbers)), step)
         parts = [self._restored(numbers[start : start + step], codes[start : start + step]) for start in starts]
         return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]

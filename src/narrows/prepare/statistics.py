@@ -5,6 +5,7 @@ Nothing is chosen here: kinds, transforms and levels are picked from these figur
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +113,7 @@ class Statistics:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(schema.names).items() if count > 1)
         if twice or not schema.names:
             raise DataError(f"columns {', '.join(twice)} stand twice" if twice else "a table without columns")
         self.rows = 0

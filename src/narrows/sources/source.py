@@ -10,6 +10,7 @@ added or changed later are not noticed. Knows nothing of what columns mean, and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def checked_names(schema: pa.Schema, name: str) -> pa.Schema:
     """
     if not schema.names:
         raise DataError(f"{name} has no columns", "at least one")
-    twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+    twice = sorted(column for column, count in Counter(schema.names).items() if count > 1)
     if twice:
         raise DataError(f"{name} has more than one column named {', '.join(map(repr, twice))}", "distinct names")
     return schema.remove_metadata()
