@@ -103,6 +103,17 @@ def test_mse_is_the_gaussian_of_variance_one_half_without_its_constant():
     torch.testing.assert_close(squared - 0.5 * log(pi), normal)
 
 
+def test_squared_errors_of_bounded_columns_stay_in_range():
+    module = made("plain")
+    guess = module.likelihood(20 * torch.randn(1, 50, 12)).numbers()
+    assert 0 <= guess[..., 1].min() and guess[..., 1].max() <= 1  # `share` lies in [0, 1]
+    assert guess[..., 0].abs().max() > 1
+    batch = rows_of(MIXED, count=50)
+    outputs = torch.randn(1, 50, 12)
+    p = module.likelihood(outputs)
+    torch.testing.assert_close(p.log_prob(batch)[..., :5], -(p.numbers() - batch.numbers).square())
+
+
 def test_kl_is_that_of_torch_distributions():
     latent = made("vae", NUMBERS, latent=3).latent
     features = 3 * torch.randn(50, 6)

@@ -39,18 +39,18 @@ class Slots:
 
     latent: Callable[[int], Latent]
     likelihood: str = "mse"
-    link: str = "identity"
+    link: str = "auto"
     corruptions: tuple[nn.Module, ...] = ()
     weights: dict[str, float] = field(default_factory=dict)
     linear: bool = False
 
 
-def plain(code: str = "identity", link: str = "identity", likelihood: str = "mse") -> Slots:
+def plain(code: str = "identity", link: str = "auto", likelihood: str = "mse") -> Slots:
     """A plain autoencoder (Rumelhart, Hinton & Williams 1986): a narrow code and the squared error.
 
     Args:
         code: activation of the code.
-        link: activation of the outputs, where `likelihood` is `mse`.
+        link: activation of the outputs, where `likelihood` is `mse`; `auto` is the sigmoid for data in [0, 1].
         likelihood: of the number cells.
     """
     return Slots(lambda size: Deterministic(size, code), likelihood, link)
@@ -58,7 +58,7 @@ def plain(code: str = "identity", link: str = "identity", likelihood: str = "mse
 
 def linear() -> Slots:
     """One linear map each way: reaches the subspace of PCA (Baldi & Hornik 1989)."""
-    return Slots(Deterministic, linear=True)
+    return Slots(Deterministic, link="identity", linear=True)
 
 
 def denoising(noise: float = 0.1, mask: float = 0.2, likelihood: str = "mse") -> Slots:
