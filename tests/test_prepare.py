@@ -414,6 +414,24 @@ def test_the_quantile_curve_has_the_shape_of_scikit_learns() -> None:
     np.testing.assert_allclose(ours[middle], theirs[middle], atol=0.1)
 
 
+def test_guesses_near_a_value_that_many_rows_share_lead_back_to_it() -> None:
+    rng = np.random.default_rng(0)
+    gains = np.where(rng.random(20_000) < 0.92, 0, rng.lognormal(8, 1, 20_000)).astype(np.int64)
+    scaling = learn(table(a=gains)).scaling
+    zero = scaling(torch.zeros(1, 1, dtype=torch.float64))
+    near = scaling.inverse(zero + torch.linspace(-3, 1, 50)[:, None])
+    assert near.abs().max() < 0.5  # they used to lie between -100,000 and 1,000
+    outside = torch.tensor([[-1.0], [-1e3], [-1e6], [2e6]], dtype=torch.float64)
+    np.testing.assert_allclose(scaling.inverse(scaling(outside).double()), outside, rtol=1e-3, atol=1)
+
+
+def test_guesses_a_little_below_the_least_value_stay_near_it() -> None:
+    values = np.random.default_rng(0).lognormal(sigma=2, size=20_000)
+    scaling = learn(table(a=values)).scaling
+    least = scaling(torch.tensor([[values.min()]]))
+    assert -0.1 < scaling.inverse(least - 0.5).item() < values.min()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=300), st.integers(0, 9))
 def test_quantile_curves_rise_and_invert(values: list[float], seed: int) -> None:

@@ -3,7 +3,7 @@
     raw (B, N) float64, NaN where missing  ->  (raw - center) / scale  ->  curves of some cells  ->  (B, N) float32
 
 Standardizing, min-max and pixels differ in nothing but center and scale. A quantile cell also follows a curve:
-piecewise linear through up to 126 quantiles of the training rows, onto their normal scores. Subtracting in float64
+piecewise linear through up to 124 quantiles of the training rows, onto their normal scores. Subtracting in float64
 lets large offsets (ids, timestamps) keep their digits. Nothing is clipped, except that prepared values stay within
 +-1,000,000, where float32 and every network have long lost them. Knows nothing of categories or Arrow.
 """
@@ -26,8 +26,10 @@ Transform = Literal["standardize", "minmax", "quantile", "none"]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 LIMIT = 1e6
-KNOTS = 128  # a power of two, for the search; two of them carry the lines beyond the ends
+KNOTS = 128  # a power of two, for the search; four of them carry the lines beyond the ends
 LEAN = 0.5  # slope a curve has at least, per range of the column: float32 scores then tell a millionth of it
+LUMP, LUMP_ROWS = 0.05, 8  # share of the sample, and number in it, from which equal values get a ledge
+LEDGE = 1e-4  # half its width, per distance to the nearest knot
 FAR_DEVIATIONS = 8
 FAR_RANGES = 10
 
@@ -177,23 +179,47 @@ def curve(values: Floats) -> tuple[Floats, Floats]:
     """Knots and their scores (128 each, strictly increasing) that turn a sample into nearly normal values.
 
     A knot's score is the normal quantile of its mid-rank, plus a gentle straight line that bounds the slope from
-    below, so that the way back is well-conditioned in float32. Beyond the ends both go on with the mean slope, one
-    knot a full range out on the left, the spare ones on the right.
+    below, so that the way back is well-conditioned in float32. A value that many rows share (the zeros of an amount
+    that is mostly nothing) gets a ledge: all scores of its ranks lead back to it. Beyond the ends the curve is at
+    first as steep as the nearest cell, so that a guess slightly too low is a value slightly too low, and after one
+    unit of score goes on with its mean slope, which keeps values far outside apart.
 
     Args:
         values: (k,) sorted sample within [0, 1], the range of all rows.
     """
-    quantiles = np.quantile(values, np.linspace(0, 1, KNOTS - 4), method="inverted_cdf") if len(values) else np.zeros(0)
+    grid = np.linspace(0, 1, KNOTS - 6)
+    quantiles = np.quantile(values, grid, method="inverted_cdf") if len(values) else np.zeros(0)
     inner = np.unique(np.concatenate([[0.0], quantiles, [1.0]]))
-    below, upto = (np.searchsorted(values, inner, side) for side in ("left", "right"))
-    rank = torch.from_numpy((below + upto + 1) / (2 * len(values) + 2))
+    knots, ranks = _with_ledges(values, inner)
     center = values.mean() if len(values) else 0.5
-    scores = torch.special.ndtri(rank).numpy() + LEAN * (inner - center)
-    slope = scores[-1] - scores[0]
-    spare = np.arange(1, KNOTS - len(inner))
+    scores = torch.special.ndtri(torch.from_numpy((ranks + 1) / (2 * len(values) + 2))).numpy()
+    scores, rising = np.unique(scores + LEAN * (knots - center), return_index=True)
+    return _with_ends(knots[rising], scores)
+
+
+def _with_ledges(values: Floats, inner: Floats) -> tuple[Floats, Floats]:
+    """Knots, with two more around each value that many rows share, and twice the rank of each."""
+    below, upto = (np.searchsorted(values, inner, side).astype(np.float64) for side in ("left", "right"))
+    gaps = np.diff(inner, prepend=-1.0, append=2.0)
+    width = LEDGE * np.minimum(gaps[:-1], gaps[1:])
+    lumps = (upto - below >= max(LUMP_ROWS, LUMP * len(values))) & (inner - width < inner) & (inner + width > inner)
+    knots = np.concatenate([inner, (inner - width)[lumps], (inner + width)[lumps]])
+    order = np.argsort(knots)
+    return knots[order], np.concatenate([below + upto, 2 * below[lumps], 2 * upto[lumps]])[order]
+
+
+def _with_ends(knots: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """The knots with those beyond both ends: two on the left, one and all that are to spare on the right."""
+    rise, run = np.diff(scores), np.diff(knots)
+    mean = (scores[-1] - scores[0]) / (knots[-1] - knots[0])
+    ease = min(1.0, (scores[-1] - scores[0]) / 4)
+    left, right = (max(ease / max(rise[end] / run[end], mean), 1e-12) for end in (0, -1))
+    knots = np.concatenate([[knots[0] - left], knots, [knots[-1] + right]])
+    scores = np.concatenate([[scores[0] - ease], scores, [scores[-1] + ease]])
+    spare = np.arange(1, KNOTS - len(knots))
     return (
-        np.concatenate([[-1.0], inner, 1.0 + spare]),
-        np.concatenate([[scores[0] - slope], scores, scores[-1] + slope * spare]),
+        np.concatenate([[knots[0] - 1], knots, knots[-1] + spare]),
+        np.concatenate([[scores[0] - mean], scores, scores[-1] + mean * spare]),
     )
 
 
