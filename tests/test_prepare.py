@@ -319,7 +319,9 @@ def test_unseen_levels_warn_once_a_column() -> None:
 def test_values_out_of_range_are_kept_and_warned_of_once() -> None:
     preparer = learn(table(a=np.linspace(0, 1, 50), b=np.linspace(0, 1, 50)), transforms={"a": "minmax"})
     assert preparer.prepare(table(a=[1.9], b=[-0.9])).numbers[0, 0] == pytest.approx(1.9)
-    with pytest.warns(DataWarning, match="'a' has values further outside") as caught:
+    with pytest.warns(
+        DataWarning, match="'a' has values far outside its training range of 0 to 1, such as 7.5: kept"
+    ) as caught:
         batch = preparer.prepare(table(a=[7.5], b=[0.5]))
     preparer.prepare(table(a=[9.5], b=[0.5]))
     assert len(caught) == 1 and batch.numbers[0, 0] == pytest.approx(7.5)
@@ -340,7 +342,7 @@ def test_prepared_numbers_are_finite_whatever_comes(trained: list[float], transf
 
 def test_infinite_values_are_named() -> None:
     preparer = learn(table(a=[1.0, 2.0, 4.0]))
-    with pytest.raises(DataError, match="'a', row 1: an infinite value"):
+    with pytest.raises(DataError, match=r"'a', row 1 \(.*\): an infinite value"):
         preparer.prepare(table(a=[1.0, math.inf]))
     with pytest.raises(DataError, match="'a', row 1"):
         preparer.prepare(table(a=["1", "-inf", "x"][:2]))
@@ -535,7 +537,7 @@ def test_dates_come_in_other_types() -> None:
         pa.array([datetime(2020, 1, 5)]).cast(pa.timestamp("ns", "UTC")).cast(pa.timestamp("ns", "Asia/Tokyo")),
     ):
         torch.testing.assert_close(preparer.prepare(table(t=array)).numbers, expected)
-    with pytest.raises(DataError, match="'t', row 1: 'soon'"):
+    with pytest.raises(DataError, match=r"'t', row 1 \(.*\): 'soon'"):
         preparer.prepare(table(t=["2020-01-01", "soon"]))
     with pytest.raises(DataError, match="'t' came as int64"):
         preparer.prepare(table(t=[1, 2]))
@@ -589,7 +591,7 @@ def test_numbers_come_as_other_types_and_as_text() -> None:
     ):
         torch.testing.assert_close(preparer.prepare(table(a=array)).numbers, expected)
     assert preparer.prepare(table(a=pa.nulls(2))).seen.tolist() == [[False], [False]]
-    with pytest.raises(DataError, match="'a', row 2: 'two'"):
+    with pytest.raises(DataError, match=r"'a', row 2 \(.*\): 'two'"):
         preparer.prepare(table(a=["1", None, "two", "three"]))
     with pytest.raises(DataError, match="'a' came as date32"):
         preparer.prepare(table(a=pa.array([1], pa.date32())))
@@ -603,7 +605,7 @@ def test_levels_come_as_other_types() -> None:
     assert number.prepare(table(i=["2", "1", None])).codes[:, 0].tolist() == [1, 0, 2]
     assert number.prepare(table(i=[2.0, float("nan")])).codes[:, 0].tolist() == [1, 2]
     assert learn(table(b=[True, False, True])).prepare(table(b=[0, 1])).codes[:, 0].tolist() == [1, 0]
-    with pytest.raises(DataError, match="'i', row 1: 'one'"):
+    with pytest.raises(DataError, match=r"'i', row 1 \(.*\): 'one'"):
         number.prepare(table(i=["2", "one"]))
 
 
@@ -622,7 +624,7 @@ def test_a_matrix_stands_for_a_table_of_numbers_and_back() -> None:
         by_place.prepare(matrix(values[:, :2]))
     with pytest.raises(DataError, match="'s' is not of numbers"):
         learn(table(a=[1.0, 2.0], s=["x", "y"])).prepare(matrix(values[:, :2]))
-    with pytest.raises(DataError, match="'a', row 0: 'x'"):
+    with pytest.raises(DataError, match=r"'a', row 0 \(.*\): 'x'"):
         by_place.prepare(table(a=["x"], b=[1.0], c=[1.0]))
     two = pa.RecordBatch.from_arrays([matrix(values).column(0), pa.array(values[:, 0])], ["a", "b"])
     with pytest.raises(DataError, match="came as extension"):

@@ -151,7 +151,7 @@ def test_the_sample_is_uniform_and_its_quantiles_are_right() -> None:
     sample = Sample(5000, ["x"])
     for start in range(0, len(values), 8192):
         part = values[start : start + 8192]
-        sample.update(start, len(part), {"x": part})
+        sample.update(np.arange(start, start + len(part)), {"x": part})
     kept = sample.cells("x")[:, 0]
     assert len(kept) == len(set(kept)) == 5000
     np.testing.assert_allclose(np.quantile(kept, [0.1, 0.5, 0.9]), [1e4, 5e4, 9e4], atol=3 * 1e5 / 5000**0.5)

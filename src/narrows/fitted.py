@@ -25,7 +25,7 @@ from narrows.model.recipes import Recipe, build
 from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
-from narrows.sources.source import open_source
+from narrows.sources.source import naming, open_source
 
 BLOCK = 256  # rows a pass: large enough for two cores to be busy, small enough to pad a single row for nothing
 
@@ -109,8 +109,11 @@ class Model:
 
     def batches(self, rows: Any) -> Iterator[tuple[pa.RecordBatch, Batch]]:
         """Raw and prepared rows, in order, at most 65,536 at a time."""
-        for _, raw in open_source(rows).batches():
-            yield raw, self.preparer.prepare(raw)
+        source = open_source(rows)
+        for first, raw in source.batches():
+            with naming(source):
+                batch = self.preparer.prepare(raw, first)
+            yield raw, batch
 
     @torch.inference_mode()
     def codes(self, batch: Batch) -> Tensor:

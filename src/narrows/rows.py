@@ -21,7 +21,7 @@ from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
 from narrows.schema import Batch, Kind, Schema, Stream
 from narrows.sources.shuffle import Shuffle
-from narrows.sources.source import Source, open_source
+from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
@@ -64,17 +64,32 @@ class Rows:
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
-        statistics = Statistics(source.schema)
-        for first, raw in source.batches():
-            statistics.update(raw if self.split is None else _without(raw, self.split.held_out(raw, first)), first)
+        with naming(source):
+            statistics = self._statistics()
+            self.preparer = Preparer.learn(statistics, kinds=overrides.kinds, transforms=overrides.transforms)
+            if not self.preparer.schema.cells:
+                raise DataError(
+                    "no column has anything to learn from",
+                    "at least one with values, which for texts must not differ in every row",
+                )
         self.count = statistics.rows
-        if not self.count:
-            raise DataError(f"{source.name} has no rows to train on", "at least one row")
-        self.preparer = Preparer.learn(statistics, kinds=overrides.kinds, transforms=overrides.transforms)
         self.resident = self.count * row_bytes(self.preparer.schema) <= training.budget
         self.batch_size = training.step_rows(self.count)
         self._train: Batch | None = None
         self._held: Batch | None = None
+
+    def _statistics(self) -> Statistics:
+        """One pass over the training rows; those held out are only checked."""
+        statistics, rows = Statistics(self.source.schema), 0
+        for first, raw in self.source.batches():
+            rows += len(raw)
+            statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+        if not rows:
+            raise DataError("no rows", "at least one row to train on")
+        if not statistics.rows:
+            got = f"holding out {self.wanted} of {rows:,} rows leaves none to train on"
+            raise SettingError(got, "a smaller share of validation rows")
+        return statistics
 
     def _split(self) -> Split | None:
         """How rows are held out; None where validation is given, unwanted or not affordable."""
@@ -125,11 +140,13 @@ class Rows:
         if isinstance(self.wanted, float | int):
             return None
         thinned = Thinned(self._limit)
-        for _, raw in open_source(self.wanted).batches():
-            thinned.add(self.preparer.prepare(raw))
+        source = open_source(self.wanted)
+        with naming(source):
+            for first, raw in source.batches():
+                thinned.add(self.preparer.prepare(raw, first))
         self._held = thinned.batch()
         if self._held is None:
-            raise DataError("validation data without rows", "at least one row")
+            raise DataError(f"{source.name} has no rows to validate on", "at least one row")
         return self._held
 
     @property
@@ -141,10 +158,14 @@ class Rows:
         """Training rows, where they are to be resident, and held-out rows."""
         if not self.resident and self.split is None:
             return None, None
+        with naming(self.source):
+            return self._filled(weight)
+
+    def _filled(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
         thinned, at = Thinned(self._limit), 0
         for first, raw in self.source.batches():
-            rows = self.preparer.prepare(raw)
+            rows = self.preparer.prepare(raw, first)
             if weight is not None:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
                 rows = Batch(rows.numbers, rows.codes, rows.seen, chunk)

@@ -32,8 +32,19 @@ def plain(array: Values) -> Values:
     return array.cast(pa.large_string()) if is_text(array.type) else array
 
 
-def cast_all(array: Values, target: Type, column: str, wanted: str) -> Values:
-    """The array cast to another type.
+def place(first_row: int, row: int) -> str:
+    """A row in words.
+
+    Args:
+        first_row: id of a batch's first row: 2**40 times its piece of the source, plus the row within the piece.
+        row: within the batch.
+    """
+    piece, at = divmod(first_row + row, 1 << 40)
+    return f"row {at} of piece {piece} (both counted from 0)" if piece else f"row {at} (the first is row 0)"
+
+
+def cast_all(array: Values, target: Type, column: str, wanted: str, first_row: int = 0) -> Values:
+    """The array cast to another type; `first_row` as in `place`.
 
     Raises:
         DataError: where a value cannot be cast, naming the column, the first such value and its row.
@@ -45,7 +56,8 @@ def cast_all(array: Values, target: Type, column: str, wanted: str) -> Values:
         raise DataError(f"column {column!r} came as {array.type}", wanted, f"cast it to {target}") from error
     except pa.ArrowInvalid as error:
         row = _first_bad(trimmed, target)
-        raise DataError(f"column {column!r}, row {row}: {array[row].as_py()!r}", wanted, "mend or blank it") from error
+        got = f"column {column!r}, {place(first_row, row)}: {array[row].as_py()!r}"
+        raise DataError(got, wanted, "mending it, or leaving it empty") from error
 
 
 def _first_bad(array: Values, target: Type) -> int:
@@ -61,13 +73,14 @@ def _first_bad(array: Values, target: Type) -> int:
     return good
 
 
-def read_numbers(array: Values, trained: Type, column: str) -> Floats:
+def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) -> Floats:
     """A scalar column as (B,) float64, NaN where missing.
 
     Args:
         array: the column as it came; any numeric type will do, and text where every value parses.
         trained: the type the column had in training: durations and times of day come in its unit.
         column: its name, for messages.
+        first_row: as in `place`, for messages.
 
     Raises:
         DataError: where values are not numbers.
@@ -76,10 +89,10 @@ def read_numbers(array: Values, trained: Type, column: str) -> Floats:
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
     if is_clock(trained):
-        array = cast_all(array, trained, column, f"values of type {trained}, as in training")
+        array = cast_all(array, trained, column, f"values of type {trained}, as in training", first_row)
         array = array.view(pa.int64() if trained.bit_width == 64 else pa.int32())
     elif is_text(array.type):
-        array = cast_all(array, pa.float64(), column, "a number, as in training")
+        array = cast_all(array, pa.float64(), column, "a number, as in training", first_row)
     elif not is_plain_number(array.type):
         raise DataError(f"column {column!r} came as {array.type}", "numbers, as in training")
     return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
@@ -104,7 +117,7 @@ def refuse_infinite(cells: Cells, column: str, first_row: int = 0) -> None:
     Args:
         cells: (B, ...) numbers.
         column: the column's name.
-        first_row: id of the first row: 2**40 times its piece of the source, plus the row within the piece.
+        first_row: as in `place`.
 
     Raises:
         DataError: naming column and row.
@@ -114,10 +127,8 @@ def refuse_infinite(cells: Cells, column: str, first_row: int = 0) -> None:
             return
     rows = np.flatnonzero(np.isinf(cells).reshape(len(cells), -1).any(axis=1))
     if len(rows):
-        piece, row = divmod(first_row + int(rows[0]), 1 << 40)
-        where = f"row {row} of piece {piece}" if piece else f"row {row}"
-        hint = "blank it (missing cells are welcome), or clip the column first"
-        raise DataError(f"column {column!r}, {where}: an infinite value", "finite numbers", hint)
+        got = f"column {column!r}, {place(first_row, int(rows[0]))}: an infinite value"
+        raise DataError(got, "finite numbers", "leaving it empty (missing cells are welcome), or a large finite number")
 
 
 def write_numbers(values: Floats, arrow: Type) -> Values:

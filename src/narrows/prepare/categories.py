@@ -135,13 +135,16 @@ def choose_levels(values: Values, counts: Codes, max_levels: int) -> Values:
     return values[: min(kept, max_levels)]
 
 
-def encode(array: Values, levels: Levels, column: str) -> tuple[Codes, npt.NDArray[np.bool_] | None, str | None]:
+def encode(
+    array: Values, levels: Levels, column: str, first_row: int = 0
+) -> tuple[Codes, npt.NDArray[np.bool_] | None, str | None]:
     """Values to codes.
 
     Args:
         array: the column as it came; text and numbers are turned into each other where they can be.
         levels: the known levels, by code.
         column: its name, for messages.
+        first_row: id of the first row, for messages.
 
     Returns:
         (B,) codes, `len(levels)` where missing or unknown; (B,) which values are there, or None where all are; and
@@ -150,7 +153,7 @@ def encode(array: Values, levels: Levels, column: str) -> tuple[Codes, npt.NDArr
     Raises:
         DataError: where values cannot be read as the type of the levels.
     """
-    values, known = _comparable(without_nan(plain(array)), levels.values, column)
+    values, known = _comparable(without_nan(plain(array)), levels.values, column, first_row)
     found = pc.index_in(values, value_set=known, skip_nulls=True)
     codes: Codes = np.asarray(found.fill_null(len(levels)).to_numpy(), dtype=np.int64)
     seen = np.asarray(values.is_valid()) if values.null_count else None
@@ -159,16 +162,17 @@ def encode(array: Values, levels: Levels, column: str) -> tuple[Codes, npt.NDArr
     return codes, seen, str(values[int(unknown[0])].as_py()) if surprise else None
 
 
-def _comparable(array: Values, levels: Values, column: str) -> tuple[Values, Values]:
+def _comparable(array: Values, levels: Values, column: str, first_row: int) -> tuple[Values, Values]:
     """Values and levels in one type, in which they are looked up."""
     kind = levels.type
     if array.type == kind or pa.types.is_null(array.type):
         return array.cast(kind), levels
     wanted = f"values like {', '.join(map(repr, levels[:3].to_pylist()))}, as in training"
     if is_plain_number(kind) and not is_date(array.type) and not is_clock(array.type):
-        numbers = cast_all(array, pa.float64(), column, wanted) if is_text(array.type) else _floats(array)
+        text = is_text(array.type)
+        numbers = cast_all(array, pa.float64(), column, wanted, first_row) if text else _floats(array)
         return without_nan(numbers), _floats(levels)
-    return cast_all(array, kind, column, wanted), levels
+    return cast_all(array, kind, column, wanted, first_row), levels
 
 
 def _floats(array: Values) -> Values:

@@ -27,7 +27,7 @@ FAR_DAYS = 3_650_000
 Integers = npt.NDArray[np.int64]
 
 
-def read_dates(array: Values, trained: Type, column: str) -> Floats:
+def read_dates(array: Values, trained: Type, column: str, first_row: int = 0) -> Floats:
     """A date column as (B, 7) float64 parts, NaN where missing.
 
     Args:
@@ -35,6 +35,7 @@ def read_dates(array: Values, trained: Type, column: str) -> Floats:
             as local to the trained one; zoned times in a column trained without a zone lose theirs.
         trained: the type the column had in training.
         column: its name, for messages.
+        first_row: id of the first row, for messages.
 
     Raises:
         DataError: where values are not dates.
@@ -46,16 +47,16 @@ def read_dates(array: Values, trained: Type, column: str) -> Floats:
     if not is_date(array.type) and not is_text(array.type):
         raise DataError(f"column {column!r} came as {array.type}", wanted, "cast the column to timestamps")
     try:
-        moments = _in_zone(_timestamps(array, column, wanted), getattr(trained, "tz", None))
+        moments = _in_zone(_timestamps(array, column, wanted, first_row), getattr(trained, "tz", None))
         local = pc.local_timestamp(moments) if moments.type.tz else moments
     except pa.ArrowInvalid as error:
         raise DataError(f"column {column!r}: {error}", wanted) from error
     return _parts(_counts(moments), _counts(local), DAY_UNITS[moments.type.unit], np.asarray(moments.is_null()))
 
 
-def _timestamps(array: Values, column: str, wanted: str) -> Values:
+def _timestamps(array: Values, column: str, wanted: str, first_row: int) -> Values:
     if is_text(array.type):
-        return cast_all(array, pa.timestamp("us"), column, wanted)
+        return cast_all(array, pa.timestamp("us"), column, wanted, first_row)
     if pa.types.is_date32(array.type):
         return array.cast(pa.timestamp("s"))
     return array.cast(pa.timestamp("ms")) if pa.types.is_date64(array.type) else array

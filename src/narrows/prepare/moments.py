@@ -108,9 +108,9 @@ class Sample:
     _limit: int = 2**64 - 1
     _trimmed: bool = True
 
-    def update(self, first_row: int, rows: int, blocks: dict[str, Cells]) -> None:
-        """Offers rows with consecutive ids."""
-        hashes = mix64(np.arange(first_row, first_row + rows), 0)
+    def update(self, ids: npt.NDArray[np.int64], blocks: dict[str, Cells]) -> None:
+        """Offers rows with these ids."""
+        hashes = mix64(ids, 0)
         chosen = np.flatnonzero(hashes <= np.uint64(self._limit))
         if len(chosen):
             self._add(hashes[chosen], {name: blocks[name][chosen] for name in self.names})

@@ -34,7 +34,7 @@ from narrows.prepare.dates import write_dates
 from narrows.prepare.learning import Wishes, learn_columns
 from narrows.prepare.statistics import Statistics, read_block
 from narrows.prepare.stored import from_stored, to_stored
-from narrows.prepare.transforms import Scaling
+from narrows.prepare.transforms import LIMIT, Scaling
 from narrows.schema import Batch, Column, Kind, Schema
 
 # Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
@@ -105,24 +105,28 @@ class Preparer:
         """
         return cls(*from_stored(facts, tensors))
 
-    def prepare(self, rows: pa.RecordBatch) -> Batch:
+    def prepare(self, rows: pa.RecordBatch, first_row: int = 0) -> Batch:
         """Raw rows to a batch.
 
         Columns may come in another order, with others among them (ignored), as other types that can be read as the
         trained ones; a matrix stands for a table of numbers and the other way round. Levels not seen in training,
         values further outside the training range than that is wide, and columns that are ignored are warned of once.
 
+        Args:
+            rows: as they came.
+            first_row: id of the first of them, for messages.
+
         Raises:
             DataError: where columns are missing, or values cannot be read; names the column and, where it can, the row.
         """
         arrays = self._aligned(rows)
-        blocks = {column.name: self._block(column, arrays[column.name]) for column in self.schema if column.width}
+        blocks = {c.name: self._block(c, arrays[c.name], first_row) for c in self.schema if c.width}
         numbers = self._scaled(list(blocks.values()), len(rows))
         self._warn_of_outliers(numbers)
         present = {name: _present(block) for name, block in blocks.items()}
         codes = torch.zeros(len(rows), len(self.schema.levels), dtype=torch.int64)
         for i, column in enumerate(column for column in self.schema if column.categorical):
-            found, present[column.name] = self._encoded(column, arrays[column.name])
+            found, present[column.name] = self._encoded(column, arrays[column.name], first_row)
             codes[:, i] = torch.from_numpy(found)
         return Batch(numbers, codes, self._seen(present, len(rows)))
 
@@ -132,15 +136,15 @@ class Preparer:
             self._warn(None, f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
         return dict(zip(self.schema.names, arrays, strict=True))
 
-    def _block(self, column: Column, array: Values) -> Cells:
+    def _block(self, column: Column, array: Values, first_row: int) -> Cells:
         """(B, width) raw cells of a number column, NaN where missing."""
-        block = read_block(array, self._natures[column.name], parse_type(column.type), column.name)
-        refuse_infinite(block, column.name)
+        block = read_block(array, self._natures[column.name], parse_type(column.type), column.name, first_row)
+        refuse_infinite(block, column.name, first_row)
         return block[:, : column.width]
 
-    def _encoded(self, column: Column, array: Values) -> tuple[Codes, Cells | None]:
+    def _encoded(self, column: Column, array: Values, first_row: int) -> tuple[Codes, Cells | None]:
         """(B,) codes of a category column, and (B, 1) which are there, or None where all are."""
-        codes, seen, unknown = encode(array, self.levels[column.name], column.name)
+        codes, seen, unknown = encode(array, self.levels[column.name], column.name, first_row)
         if unknown is not None:
             text = f"has levels not kept in training, such as {unknown!r}: they share one code"
             self._warn(column.name, f"column {column.name!r} {text}")
@@ -176,22 +180,38 @@ class Preparer:
         least, most = torch.aminmax(numbers, dim=0)
         far = (least < self._floor) | (most > self._ceiling)
         for column in self.schema if bool(far.any()) else ():
-            if not column.categorical and bool(far[self.schema.spans[column.name]].any()):
-                text = "has values further outside its training range than that is wide: kept, not clipped"
-                self._warn(column.name, f"column {column.name!r} {text}")
+            span = self.schema.spans[column.name]
+            if not column.categorical and bool(far[span].any()):
+                cell = span.start + int(far[span].nonzero()[0])
+                value = least[cell] if least[cell] < self._floor[cell] else most[cell]
+                self._warn(column.name, f"column {column.name!r} {self._outlier(column, cell, float(value))}")
+
+    def _outlier(self, column: Column, cell: int, value: float) -> str:
+        """What to say of a prepared value of a cell that is out of range."""
+        if column.kind == "date":
+            return "has dates far outside those of training: kept, not clipped"
+        row = torch.zeros(1, self.schema.numbers)
+        row[0, cell] = value
+        raw, (low, high) = float(self.scaling.inverse(row)[0, cell]), self._raw_range()[:, cell].tolist()
+        outside = f"far outside its training range of {low:.6g} to {high:.6g}"
+        if abs(value) >= LIMIT:
+            return f"has values so {outside} that they are taken for {raw:.6g}"
+        return f"has values {outside}, such as {raw:.6g}: kept, not clipped"
+
+    def _raw_range(self) -> Tensor:
+        """(2, N) least and greatest raw value of each number cell in training; the cells of an array share theirs."""
+        ends = torch.stack([self.scaling.low, self.scaling.high])
+        for column in self.schema:
+            if column.shape and column.width:  # a pixel that was always black in training may well be gray
+                span = self.schema.spans[column.name]
+                ends[0, span], ends[1, span] = ends[0, span].min(), ends[1, span].max()
+        return self.scaling.inverse(ends)
 
     def _outer_range(self) -> tuple[Tensor, Tensor]:
-        """Prepared values beyond which a number cell is worth a warning: one range width outside its range.
-
-        The cells of an array share one range: a pixel that was always black in training may well be gray.
-        """
-        low, high = self.scaling.low.clone(), self.scaling.high.clone()
-        for column in self.schema:
-            if column.shape and column.width:
-                span = self.schema.spans[column.name]
-                low[span], high[span] = low[span].min(), high[span].max()
-        slack = (high - low) + 1e-6 * (1 + torch.maximum(low.abs(), high.abs()))
-        return low - slack, high + slack
+        """Prepared values of a number cell beyond which it is worth a warning: its range's width outside its range."""
+        low, high = self._raw_range()
+        floor, ceiling = self.scaling(torch.stack([low - (high - low), high + (high - low)]))
+        return floor - 1e-6 * (1 + floor.abs()), ceiling + 1e-6 * (1 + ceiling.abs())
 
     def _warn(self, key: str | None, message: str) -> None:
         if key not in self._warned:

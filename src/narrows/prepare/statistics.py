@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from narrows.errors import DataError
@@ -17,6 +18,8 @@ from narrows.prepare.arrow_types import Nature, Type, nature
 from narrows.prepare.categories import Counts
 from narrows.prepare.dates import PARTS, read_dates
 from narrows.prepare.moments import Moments, Sample
+
+Mask = npt.NDArray[np.bool_]
 
 SAMPLE_ROWS = 10_000
 SAMPLE_CELLS = 1 << 24
@@ -62,18 +65,20 @@ class ColumnStatistics:
         """Whether rows are kept for quantiles: numbers and unnamed matrices need them, images do not."""
         return self.nature not in ("text", "empty", "date") and len(self.shape) < 2
 
-    def update(self, array: Values, name: str, first_row: int) -> Cells | None:
-        """Adds an array; returns its cells (B, c), or None for a column without numbers."""
+    def update(self, array: Values, name: str, first_row: int, keep: Mask | None) -> Cells | None:
+        """Adds the rows to keep of an array; returns their cells (b, c), or None for a column without numbers."""
         if self.order is None and pa.types.is_dictionary(self.type) and self.type.ordered:
             self.order = array.dictionary
+        array = plain(array) if self.counts is not None else array
+        kept = array if keep is None else array.filter(pa.array(keep))
         if self.counts is not None:
-            array = plain(array)
-            self.counts.add(array)
+            self.counts.add(kept)
         if self.nature in ("text", "empty"):
-            self.missing += array.null_count
+            self.missing += kept.null_count
             return None
-        block = read_block(array, self.nature, self.type, name)
+        block = read_block(array, self.nature, self.type, name, first_row)
         refuse_infinite(block, name, first_row)
+        block = block if keep is None else block[keep]
         before = int(self.moments.count.sum())
         self.moments.update(block)
         there = int(self.moments.count.sum()) - before
@@ -89,7 +94,7 @@ class ColumnStatistics:
             self.counts.merge(other.counts)
 
 
-def read_block(array: Values, kind: Nature, trained: Type, name: str) -> Cells:
+def read_block(array: Values, kind: Nature, trained: Type, name: str, first_row: int = 0) -> Cells:
     """A column as raw cells (B, c), NaN where missing.
 
     Raises:
@@ -98,8 +103,8 @@ def read_block(array: Values, kind: Nature, trained: Type, name: str) -> Cells:
     if kind == "tensor":
         return read_tensors(array)
     if kind == "date":
-        return read_dates(array, trained, name)
-    return read_numbers(array, trained, name)[:, None]
+        return read_dates(array, trained, name, first_row)
+    return read_numbers(array, trained, name, first_row)[:, None]
 
 
 class Statistics:
@@ -122,23 +127,26 @@ class Statistics:
         cells = max(1, sum(sampled.values()))
         self.sample = Sample(max(1, min(SAMPLE_ROWS, SAMPLE_CELLS // cells)), list(sampled))
 
-    def update(self, rows: pa.RecordBatch, first_row: int) -> None:
+    def update(self, rows: pa.RecordBatch, first_row: int, keep: Mask | None = None) -> None:
         """Adds a batch of rows.
 
         Args:
             rows: of the schema given.
             first_row: id of its first row; the others follow on. Ids decide which rows are sampled.
+            keep: (B,) bool, the rows to learn from; the others are only checked. None for all.
 
         Raises:
             DataError: where a value is infinite, naming column and row.
         """
         blocks = {}
         for name, column in self.columns.items():
-            block = column.update(rows.column(name), name, first_row)
+            block = column.update(rows.column(name), name, first_row, keep)
             if block is not None and column.sampled:
                 blocks[name] = block
-        self.sample.update(first_row, len(rows), blocks)
-        self.rows += len(rows)
+        ids = np.arange(first_row, first_row + len(rows))
+        ids = ids if keep is None else ids[keep]
+        self.sample.update(ids, blocks)
+        self.rows += len(ids)
 
     def merge(self, other: Statistics) -> None:
         """Adds the pass over another part of the rows."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,17 @@ def checked_names(schema: pa.Schema, name: str) -> pa.Schema:
     if twice:
         raise DataError(f"{name} has more than one column named {', '.join(map(repr, twice))}", "distinct names")
     return schema.remove_metadata()
+
+
+@contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Put a source's name before what is found to be wrong with its rows."""
+    try:
+        yield
+    except DataError as error:
+        if source.name in error.got:
+            raise
+        raise DataError(f"{source.name}: {error.got}", error.wanted, error.hint) from error
 
 
 def open_source(data: Any, *, header: bool | None = None) -> Source:
