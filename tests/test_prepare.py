@@ -251,8 +251,14 @@ def test_rare_levels_share_the_code_of_unseen_ones() -> None:
 
 
 def test_a_column_of_names_is_warned_of() -> None:
-    with pytest.warns(DataWarning, match="cover under half"):
-        preparer = learn(table(name=[f"person {i}" for i in range(1000)]))
+    rows = table(name=[f"person {i}" for i in range(1000)], size=range(1000))
+    with pytest.warns(DataWarning, match="'name' has another value in every row"):
+        preparer = learn(rows)
+    assert preparer.schema["name"].cells == 0
+    batch = preparer.prepare(rows)
+    assert preparer.restore(batch.numbers, batch.codes).column("name").null_count == 1000
+    with pytest.warns(DataWarning, match="'name': its 256 most frequent levels of 1,000 cover under half"):
+        preparer = learn(rows, kinds={"name": "category"})
     assert preparer.schema["name"].levels == 256
 
 

@@ -90,9 +90,13 @@ class Model:
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype.kind not in "fiu":
             raise DataError(f"codes of shape {codes.shape} ({codes.dtype})", f"numbers of shape (n, {self.code_size})")
-        z = torch.from_numpy(np.ascontiguousarray(codes, dtype=np.float32))
+        with np.errstate(over="ignore"):
+            z = torch.from_numpy(np.ascontiguousarray(codes, dtype=np.float32))
         if not z.isfinite().all():
-            raise DataError("codes with NaN or infinity", "finite numbers")
+            row = int((~z.isfinite()).any(1).nonzero()[0])
+            raise DataError(
+                f"codes with NaN, infinity or a number beyond float32, first in row {row}", "finite numbers"
+            )
         restored = [self.rows(z[start : start + 65_536]) for start in range(0, max(len(z), 1), 65_536)]
         return pa.Table.from_batches(restored)
 
@@ -133,7 +137,9 @@ class Model:
 
         as_batch = Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
         joined = self._blocks(as_batch, decode)
-        return joined[:, : self.schema.numbers].float(), joined[:, self.schema.numbers :].long()
+        low, high = self.preparer.scaling.low, self.preparer.scaling.high
+        numbers = torch.where(low == high, low, joined[:, : self.schema.numbers])  # what never varied is known
+        return numbers.float(), joined[:, self.schema.numbers :].long()
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
         """The rows that (B, code_size) codes stand for."""

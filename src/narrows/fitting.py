@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class Plan:
             raise SettingError(f"latent={self.latent}", "at least 1")
         if self.epochs is not None and self.epochs < 1:
             raise SettingError(f"epochs={self.epochs}", "at least 1")
+        if self.lr is not None and not 0 < self.lr < inf:
+            raise SettingError(f"lr={self.lr}", "a number above 0")
+        if not -(2**63) <= self.seed < 2**63:
+            raise SettingError(f"seed={self.seed}", "a whole number of 64 bits")
 
 
 def fit(
@@ -124,9 +129,9 @@ def fit(
 
 
 def default_epochs(rows: int, batch_size: int) -> int:
-    """As many epochs as make 6,000 steps, but between 20 and 200."""
+    """As many epochs as make 3,000 steps, but between 10 and 200."""
     steps = max(1, round(rows / batch_size))
-    return min(max(20, 6000 // steps), 200)
+    return min(max(10, 3000 // steps), 200)
 
 
 def default_latent(schema: Schema) -> int:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.prepare.arrow import Values
 from narrows.prepare.arrow_types import Nature
-from narrows.prepare.categories import Levels, choose_levels
+from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.statistics import ColumnStatistics, Statistics
 from narrows.prepare.transforms import TRANSFORMS, Plan, Transform, plan_date, plan_image, plan_numbers
@@ -84,6 +84,10 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     entry = Column(name, kind, str(column.type), column.shape, holes=column.missing > 0)
     if _without_values(column, statistics.rows):
         return Learnt(_filled(entry, width=0))
+    if name not in wishes.kinds and column.nature == "text" and _differs_in_every_row(column):
+        text = "has another value in every row, so nothing can be learnt of it: left out, it comes back empty"
+        _warn(f"column {name!r} {text} (kind 'category' keeps it)")
+        return Learnt(_filled(entry, width=0))
     if kind in ("binary", "category"):
         levels = _levels(name, column, kind, statistics.rows, wishes.max_levels)
         return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
@@ -97,6 +101,12 @@ def _filled(entry: Column, **facts: Any) -> Column:
 
 def _without_values(column: ColumnStatistics, rows: int) -> bool:
     return column.missing == rows if column.nature in ("text", "empty") else not column.moments.count.any()
+
+
+def _differs_in_every_row(column: ColumnStatistics) -> bool:
+    """Whether a column names its rows instead of describing them: many values, of which at most one came twice."""
+    counts = column.counts.ranked()[1] if column.counts else np.zeros(0)
+    return len(counts) > FEW_LEVELS and int((counts > 1).sum()) <= 1
 
 
 def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
@@ -140,8 +150,8 @@ def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_leve
     levels = choose_levels(values, often, max_levels)
     rest = 1 - int(often[: len(levels)].sum()) / (rows - column.missing)
     if rest > 0.5:
-        hint = "leave it out, or raise max_levels"
-        _warn(f"column {name!r}: its {len(levels)} levels of {len(values):,} cover under half of its rows; try: {hint}")
+        kept = f"its {len(levels)} most frequent levels of {len(values):,} cover under half of its rows"
+        _warn(f"column {name!r}: {kept}; the others share one code and come back as one of these")
     return Levels(_in_order(levels, column.order), rest)
 
 

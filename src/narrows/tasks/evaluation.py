@@ -85,6 +85,11 @@ class Evaluation:
         """One plain sentence: is the model better than PCA of the same size, and than the mean?"""
         ours, pca, mean = self.total.model, self.total.pca, self.total.mean
         figures = f"squared error per row {figure(ours)} against {figure(pca)}"
+        components = f"{self.components} component{'' if self.components == 1 else 's'}"
+        if not self.seen:
+            return "Every cell of these rows is missing: there is nothing to compare."
+        if ours == 0:
+            return "Every row came back exactly."
         if not ours < mean and mean > 0:
             return (
                 f"No better than the mean: squared error per row {figure(ours)} against {figure(mean)}; "
@@ -96,13 +101,13 @@ class Evaluation:
                 f"error per row is {figure(ours)}, the mean's {figure(mean)}."
             )
         if self.linear and ours < 1.05 * pca:
-            return f"As good as PCA of {self.components} components, the best a linear model can be: {figures}."
+            return f"As good as PCA of {components}, the best a linear model can be: {figures}."
         if not ours < pca:
             return (
-                f"No better than PCA of {self.components} components: {figures}; "
+                f"No better than PCA of {components}: {figures}; "
                 f"try more epochs, wider hidden layers or more training rows."
             )
-        return f"Better than PCA of {self.components} components: {figures} ({1 - ours / pca:.0%} less)."
+        return f"Better than PCA of {components}: {figures} ({1 - ours / pca:.0%} less)."
 
     @property
     def warning(self) -> str:
@@ -146,7 +151,7 @@ class Evaluation:
         from rich.text import Text
 
         shown = worst_columns(self.columns, limit)
-        title = f"Error of each column over {self.rows:,} rows"
+        title = f"Error of each column over {self.rows:,} row{'' if self.rows == 1 else 's'}"
         notes = [f"PCA and mean learnt from {self.baseline}"]
         if len(shown) < len(self.columns):
             notes.insert(0, f"the {len(shown)} of {len(self.columns)} columns that come back worst")
@@ -156,7 +161,7 @@ class Evaluation:
         for heading in ("model", f"PCA {self.components}", "mean", "R2"):
             table.add_column(heading, justify="right")
         for column in shown:
-            r2 = "" if isnan(column.r2) else f"{column.r2:.3f}"
+            r2 = "" if isnan(column.r2) else f"{column.r2:.3f}" if column.r2 > -1000 else figure(column.r2)
             table.add_row(Text(column.name), _measure(column), *_marked(column.errors, column.measure), r2)
         table.add_section()
         table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
