@@ -22,7 +22,7 @@ from narrows.networks.dense import Dense
 from narrows.rows import Overrides, Rows
 from narrows.schema import Batch, Kind, Schema
 from narrows.sources.source import open_source
-from narrows.train.devices import choose_device
+from narrows.train.devices import choose_device, products
 from narrows.train.loop import train
 from narrows.train.settings import Training, Watch
 
@@ -119,7 +119,7 @@ def fit(
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
     watch = replace(watch, cells=schema.cell_names, about=about)
-    epochs = plan.epochs or default_epochs(rows.count, rows.batch_size)
+    epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     facts = {"rows": rows.count, "validation_rows": rows.held, "seed": plan.seed, **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
@@ -128,10 +128,13 @@ def fit(
     return model
 
 
-def default_epochs(rows: int, batch_size: int) -> int:
-    """As many epochs as make 3,000 steps, but between 10 and 200."""
-    steps = max(1, round(rows / batch_size))
-    return min(max(10, 3000 // steps), 200)
+def default_epochs(module: nn.Module, rows: int, batch_size: int) -> int:
+    """As many epochs as make 6,000 steps, but from 10 to 200, and fewer where a step is much work.
+
+    The bound is 4e12 multiplications forward, which two cores do in about a minute and a half with their training.
+    """
+    steps = min(6000.0, 4e12 / max(1, products(module, batch_size)))
+    return min(max(10, round(steps * batch_size / rows)), 200)
 
 
 def default_latent(schema: Schema) -> int:

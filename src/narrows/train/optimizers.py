@@ -24,7 +24,7 @@ DEFAULT_RATES: dict[OptimizerName, float] = {
     "momentum": 0.05,
     "adam": 3e-3,
     "adamw": 3e-3,
-    "muon": 1e-2,
+    "muon": 2e-2,
 }
 
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises

@@ -27,7 +27,7 @@ class Training:
     batch_size: int | None = None
     """Rows of a step; by default the power of two nearest to a hundredth of the rows, between 32 and 1024."""
 
-    optimizer: OptimizerName = "adamw"
+    optimizer: OptimizerName = "muon"
     """gd (all rows in one step), sgd, momentum, adam, adamw or muon (matrices by Muon, the rest by AdamW)."""
 
     schedule: ScheduleName = "one-cycle"
