@@ -1,0 +1,66 @@
+"""The README is true: every command in it runs, its Python runs, and its tree is the package."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_cli import narrows
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    narrows ([^#\n]+)", README, re.MULTILINE)
+
+
+def test_every_command_runs_in_order(tmp_path):
+    assert len(COMMANDS) >= 7
+    for line in COMMANDS:
+        words = line.split()
+        assert narrows(*words, cwd=tmp_path).stdout is not None
+        if "--out" in words:
+            assert (tmp_path / words[words.index("--out") + 1]).stat().st_size > 0
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert list(names["again"].columns) == ["size", "rooms", "town"]
+        assert names["again"]["rooms"].dtype.kind == "i" and names["codes"].shape == (100, 2)
+    assert (tmp_path / "homes.narrows").exists()
+
+
+def test_the_tree_is_the_package():
+    tree = README.split("    src/narrows/\n")[1].split("\n\n")[0]
+    named = set(re.findall(r"\b(\w+\.py|\w+/)(?=\s|$)", tree))
+    package = ROOT / "src" / "narrows"
+    there = {p.name for p in package.glob("*.py")} | {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
+    assert named == there - {"__init__.py", "__main__.py"}
+
+
+def test_every_make_target_named_is_one():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        name
+        for text in (README, (ROOT / "CONTRIBUTING.md").read_text())
+        for name in re.findall(r"make ([a-z]+)\b", text)
+    }
+    assert {"run", "test"} <= named <= targets | {"continuous"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs make")
+def test_make_run_does_what_it_says(tmp_path):
+    """The recipe of `make run`, with the environment that these tests run in."""
+    words = ["make", "-o", f"{sys.prefix}/installed", "run", f"VENV={sys.prefix}", f"OUT={tmp_path}"]
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "160"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Better than PCA of 8 components" in done.stdout
+    assert (tmp_path / "digits.narrows").exists() and "<svg" in (tmp_path / "report.html").read_text()
