@@ -192,6 +192,17 @@ def test_an_unseen_cell_is_told_from_a_zero():
     assert (embed(zero) != embed(hidden)).sum() == 7
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_row_weights_are_repetitions(members):
+    module = made("vae", NUMBERS, members=members).eval()
+    batch = rows_of(NUMBERS, count=4)
+    weighted = Batch(batch.numbers, batch.codes, None, torch.tensor([2.0, 0.0, 1.0, 3.0]))
+    repeated = batch[torch.tensor([0, 0, 2, 3, 3, 3])]
+    torch.testing.assert_close(module.score(weighted).total(), module.score(repeated).total())
+    nothing = Batch(batch.numbers, batch.codes, None, torch.zeros(4))
+    assert module.score(nothing).total() == 0
+
+
 def test_masking_hides_the_stated_share_and_the_loss_still_counts_it():
     torch.manual_seed(0)
     module = made("denoising:noise=0,mask=0.3").train()

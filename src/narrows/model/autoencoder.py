@@ -45,11 +45,12 @@ class Loss:
         return total.squeeze(0) if len(total) == 1 else total.mean(0)
 
     def total(self) -> Tensor:
-        """The number to minimize: mean over rows; summed over members, each of which trains as if alone."""
+        """The number to minimize: (weighted) mean over rows; summed over members, each of which trains as if alone."""
         rows = self.per_row()
-        if self.rows is not None:
-            rows = rows * (self.rows / self.rows.mean())
-        return rows.mean(-1).sum()
+        if self.rows is None:
+            return rows.mean(-1).sum()
+        # a batch may hold rows of weight 0 alone; it costs nothing then
+        return (rows @ self.rows).sum() / self.rows.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
     def broken(self) -> list[int]:
         """Positions of the cells whose likelihood is not finite for some row."""
