@@ -104,6 +104,7 @@ def fit(
     """
     plan, watch = plan or Plan(), watch or Watch()
     plan.check()
+    device = choose_device(plan.device)
     source = open_source(data)
     given = plan.training.validation if validation is None else validation
     rows = Rows(source, given, plan.training, plan.seed, Overrides(plan.kinds, plan.transforms))
@@ -114,7 +115,6 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         module = build(recipe, schema, latent, plan.network, modules)
-    device = choose_device(plan.device)
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}

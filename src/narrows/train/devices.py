@@ -38,8 +38,9 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0][:120]
-        raise SettingError(f"device {name!r} ({reason})", "auto, cpu, cuda or cuda:0", "device='cpu'") from None
+        reason = str(error).splitlines()[0].partition("Expected one of")[0][:120]  # a list of devices nobody has
+        because = f" ({reason})" if reason else ""
+        raise SettingError(f"device {name!r}{because}", "auto, cpu, cuda or cuda:0", "device 'cpu'") from None
     return device
 
 
