@@ -25,7 +25,7 @@ from narrows.model.recipes import Recipe, build
 from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
-from narrows.sources.source import naming, open_source
+from narrows.sources.source import Source, naming, open_source
 
 BLOCK = 256  # rows a pass: large enough for two cores to be busy, small enough to pad a single row for nothing
 
@@ -109,11 +109,15 @@ class Model:
         """(n,) how badly each row fits, in the loss's units over its seen cells: higher is more abnormal."""
         return self._gather((self.costs(batch).sum(1) for _, batch in self.batches(rows)), None)
 
+    def source(self, rows: Any, header: bool | None = None) -> Source:
+        """The source of rows that may be in text files: what was text in training is text again (see `open_source`)."""
+        return open_source(rows, header=header, texts=self.preparer.texts)
+
     # tensors -> tensors, the river's own units
 
     def batches(self, rows: Any) -> Iterator[tuple[pa.RecordBatch, Batch]]:
         """Raw and prepared rows, in order, at most 65,536 at a time."""
-        source = open_source(rows)
+        source = self.source(rows)
         for first, raw in source.batches():
             with naming(source):
                 batch = self.preparer.prepare(raw, first)

@@ -140,7 +140,7 @@ class Rows:
         if isinstance(self.wanted, float | int):
             return None
         thinned = Thinned(self._limit)
-        source = open_source(self.wanted)
+        source = open_source(self.wanted, texts=self.preparer.texts)
         with naming(source):
             for first, raw in source.batches():
                 thinned.add(self.preparer.prepare(raw, first))

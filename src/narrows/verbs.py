@@ -13,6 +13,7 @@ import pyarrow as pa
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
@@ -20,13 +21,14 @@ from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
 from narrows.networks.dense import Dense
 from narrows.report.page import report as write_report
-from narrows.sources.source import open_source
+from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import measure
 from narrows.train.settings import Training, Watch
 
 Flat = Parameter(name="*")
+SHOWN = 60  # columns listed for people
 
 
 @dataclass
@@ -123,20 +125,23 @@ def fit(
     if running.json:
         print(jsonlib.dumps(facts, sort_keys=True))
     else:
-        Console().print(f"[bold]{out}[/]: {_sentence(model)}", highlight=False)
+        _say(f"{out}: {_sentence(model)}")
+
+
+def _say(sentence: str) -> None:
+    """Print a line that the terminal may wrap, and that reaches a pipe or file in one piece."""
+    Console().print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _sentence(model: Model) -> str:
     """One line on what was trained."""
     facts = model.facts
+    rows, epochs = (f"{facts[word]:,} {word if facts[word] != 1 else word[:-1]}" for word in ("rows", "epochs"))
     held = f" and {facts['validation_rows']:,} held out" if facts["validation_rows"] else ""
-    return (
-        f"{model.recipe.name}, code of {model.code_size}, from {facts['rows']:,} rows{held}; "
-        f"{facts['epochs']} epochs, stopped by: {facts['reason']}"
-    )
+    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}; {epochs}, stopped by: {facts['reason']}"
 
 
-def encode(model: Path, data: str, *, out: Path) -> None:
+def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
     """Rows to codes.
 
     Args:
@@ -145,14 +150,23 @@ def encode(model: Path, data: str, *, out: Path) -> None:
         out: .npy, .parquet, .csv or .jsonl.
     """
     fitted = load(model)
-    names = [f"z{i}" for i in range(fitted.code_size)]
+    names, rows = _code_names(fitted), _source(fitted, data, reading)
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
-        batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(data))
+        batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
         write_rows(out, batches, pa.schema([("z", shape)]))
         return
-    tables = (_as_columns(fitted.codes(batch).numpy(), names) for _, batch in fitted.batches(data))
+    tables = (_as_columns(fitted.codes(batch).numpy(), names) for _, batch in fitted.batches(rows))
     write_rows(out, tables, pa.schema([(name, pa.float32()) for name in names]))
+
+
+def _code_names(fitted: Model) -> list[str]:
+    return [f"z{i}" for i in range(fitted.code_size)]
+
+
+def _source(fitted: Model, data: str, reading: Reading | None) -> Source:
+    """Rows for a model, read as the command line says."""
+    return fitted.source(data, (reading or Reading()).header)
 
 
 def _as_matrix(codes: np.ndarray) -> pa.RecordBatch:
@@ -172,20 +186,23 @@ def decode(model: Path, codes: str, *, out: Path) -> None:
         codes: codes as `encode` writes them.
         out: .npy, .parquet, .csv or .jsonl.
     """
-    fitted = load(model)
-    rows = (fitted.decode(_matrix(raw)) for _, raw in open_source(codes).batches())
-    write_rows(out, _record_batches(rows), fitted.preparer.arrow_schema)
+    fitted, source = load(model), open_source(codes)
+    names = _code_names(fitted)
+    rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
+    with naming(source):
+        write_rows(out, _record_batches(rows), fitted.preparer.arrow_schema)
 
 
-def _matrix(raw: pa.RecordBatch) -> np.ndarray:
-    """Codes in a table of numbers, or in one array column."""
-    columns = [raw.column(i) for i in range(raw.num_columns)]
-    if len(columns) == 1 and isinstance(columns[0], pa.FixedShapeTensorArray):
-        tensor: np.ndarray = columns[0].to_numpy_ndarray()
+def _matrix(raw: pa.RecordBatch, names: list[str]) -> np.ndarray:
+    """Codes in one array column, or in a table of numbers: by name where the names are those of codes."""
+    if raw.num_columns == 1 and isinstance(raw.column(0), pa.FixedShapeTensorArray):
+        tensor: np.ndarray = raw.column(0).to_numpy_ndarray()
         return tensor
-    if not all(pa.types.is_floating(c.type) or pa.types.is_integer(c.type) for c in columns):
-        raise DataError(f"codes of types {', '.join(str(c.type) for c in columns)}", "numbers")
-    return np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
+    for name, kind in zip(raw.schema.names, raw.schema.types, strict=True):
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise DataError(f"column {name!r} of type {kind} among codes", "numbers")
+    raw = raw.select(names) if set(raw.schema.names) == set(names) else raw
+    return np.column_stack([column.to_numpy(zero_copy_only=False) for column in raw.columns])
 
 
 def _record_batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -193,7 +210,7 @@ def _record_batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
         yield from table.to_batches()
 
 
-def reconstruct(model: Path, data: str, *, out: Path) -> None:
+def reconstruct(model: Path, data: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
     """Rows to codes and back: what the model keeps of them, with holes filled.
 
     Args:
@@ -202,11 +219,11 @@ def reconstruct(model: Path, data: str, *, out: Path) -> None:
         out: .npy, .parquet, .csv or .jsonl.
     """
     fitted = load(model)
-    rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(data))
+    rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(_source(fitted, data, reading)))
     write_rows(out, rows, fitted.preparer.arrow_schema)
 
 
-def evaluate(model: Path, data: str, *, json: bool = False) -> None:
+def evaluate(model: Path, data: str, *, json: bool = False, reading: Annotated[Reading | None, Flat] = None) -> None:
     """Reconstruction error per column, against PCA of the same size and the mean.
 
     Args:
@@ -214,17 +231,23 @@ def evaluate(model: Path, data: str, *, json: bool = False) -> None:
         data: rows with the columns of the training data, best ones it was not trained on.
         json: print the result as JSON.
     """
-    fitted, source = load(model), open_source(data)
+    fitted = load(model)
+    source = _source(fitted, data, reading)
     result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
         print(jsonlib.dumps(result.to_json(), sort_keys=True))
     else:
-        console = Console()
-        console.print(result.table())
-        console.print(result.verdict, highlight=False)
+        Console().print(result.table())
+        _say(result.verdict)
 
 
-def report(model: Path, data: str, *, out: Path = Path("report.html")) -> None:
+def report(
+    model: Path,
+    data: str,
+    *,
+    out: Path = Path("report.html"),
+    reading: Annotated[Reading | None, Flat] = None,
+) -> None:
     """A page to look at: curves, reconstructions, errors, a map of the codes, the worst rows.
 
     Args:
@@ -232,8 +255,9 @@ def report(model: Path, data: str, *, out: Path = Path("report.html")) -> None:
         data: rows with the columns of the training data.
         out: the page, one self-contained HTML file.
     """
-    write_report(load(model), data, out)
-    Console().print(f"[bold]{out}[/]", highlight=False)
+    fitted = load(model)
+    write_report(fitted, _source(fitted, data, reading), out)
+    _say(str(out))
 
 
 def info(model: Path, *, json: bool = False) -> None:
@@ -249,8 +273,14 @@ def info(model: Path, *, json: bool = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
-        table.add_row(f"[bold]{key}[/]", str(value) if not isinstance(value, list) else "\n".join(map(str, value)))
+        table.add_row(f"[bold]{key}[/]", Text(_lines(value) if isinstance(value, list) else str(value)))
     Console().print(table)
+
+
+def _lines(values: list[str]) -> str:
+    """One value a line, as many as a screen holds."""
+    more = [f"and {len(values) - SHOWN:,} more, which --json lists"] if len(values) > SHOWN else []
+    return "\n".join([*values[:SHOWN], *more])
 
 
 def _facts(model: Model) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class Preparer:
         pairs = zip(self.schema, self._types, strict=True)
         return pa.schema([(column.name, column_type(arrow, column.shape)) for column, arrow in pairs])
 
+    @property
+    def texts(self) -> frozenset[str]:
+        """Names of the columns whose values are texts."""
+        return frozenset(name for name, kind in self._natures.items() if kind == "text")
+
     def to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON values and tensors that say all there is to know."""
         return to_stored(self.schema, self.levels, self.scaling)

@@ -21,7 +21,6 @@ from narrows.fitted import Model
 from narrows.report.cells import View
 from narrows.report.gather import gather
 from narrows.report.sections import about, bad_rows, code_map, column_errors, training_curves
-from narrows.sources.source import open_source
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
 from narrows.tasks.evaluation import figure
@@ -44,7 +43,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
     """
     if min(rows, worst) < 1:
         raise SettingError(f"rows={rows}, worst={worst}", "at least 1")
-    source = open_source(data)
+    source = model.source(data)
     baseline = Baseline.of(model, source)
     evaluation = measure(model, source, baseline)
     gathered = gather(model, baseline, source, rows, worst)

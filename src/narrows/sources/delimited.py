@@ -14,7 +14,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -92,7 +92,7 @@ class DelimitedSource(Source):
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def open_delimited(files: list[File], header: bool | None) -> list[Source]:
+def open_delimited(files: list[File], header: bool | None, texts: Collection[str] = ()) -> list[Source]:
     """Sources of text files that share columns and types; a type is widened until it holds the rows of all files.
 
     Raises:
@@ -114,6 +114,7 @@ def open_delimited(files: list[File], header: bool | None) -> list[Source]:
         layouts.append(layout)
         counts.append(rows)
         budget = max(0, budget - size)
+    types = [pa.string() if name in texts else type for name, type in zip(layouts[0].names, types, strict=True)]
     found_of = zip(files, layouts, counts, strict=True)
     return [DelimitedSource(file, layout, types, rows) for file, layout, rows in found_of]
 
@@ -192,8 +193,21 @@ def _sniff(file: File, layout: Layout, budget: int) -> tuple[list[pa.DataType], 
         rows += texts.num_rows
         size += texts.nbytes
     if rows == 0:
-        raise DataError(f"{file.name} has a header and no rows", "at least one row", "header=False if there is none")
+        hint = "saying that it has no header (--no-header, or header=False), if the first line is a row"
+        raise DataError(f"{file.name} has a header and no rows", "at least one row", hint)
+    _check_quotes(file, layout, texts.column(texts.num_columns - 1)[-1].as_py())
     return types, rows, size
+
+
+def _check_quotes(file: File, layout: Layout, last: str | None) -> None:
+    """Refuse a file whose last field has swallowed the lines below a quote that nothing closes."""
+    if not last or "\n" not in last or layout.encoding == "utf-16":
+        return
+    with reading(file.name), file.stream() as stream:
+        quotes = sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK_BYTES), b""))
+    if quotes % 2:
+        got = f"{file.name} opens a quote that is never closed, before {last[:30]!r}"
+        raise DataError(got, "quotes in pairs", "doubling a quote that is part of a text, and quoting the text")
 
 
 def _layout(file: File, header: bool | None) -> Layout:
@@ -250,7 +264,7 @@ def _fields(lines: list[str], delimiter: str) -> list[list[str]]:
 
 def _is_header(first: list[str], below: list[list[str]]) -> bool:
     """Whether a row names columns: it holds no number or date, but rows below do, or none repeats its texts."""
-    if any(looks_like_value(field) for field in first) or len(set(first)) < len(first):
+    if any(looks_like_value(field) for field in first):
         return False
     columns = [
         [
@@ -262,6 +276,8 @@ def _is_header(first: list[str], below: list[list[str]]) -> bool:
     ]
     if any(column and all(map(looks_like_value, column)) for column in columns):
         return True
+    if len(set(first)) < len(first):
+        return False
     return all(field.strip(string.whitespace) not in column for field, column in zip(first, columns, strict=True))
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from narrows.errors import DataError, NarrowsError
-from narrows.sources.source import ACCEPTED
+from narrows.sources.source import FILES
 
 Format = Literal["parquet", "npy", "npz", "idx", "text"]
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -106,7 +106,7 @@ def _find_local(path: str, root: str) -> list[File]:
     if os.path.isdir(path):
         return _of_folder(path, fs.LocalFileSystem(), root)
     if not os.path.exists(path):
-        raise DataError(f"no such file: {path}", ACCEPTED)
+        raise DataError(f"no such file: {path}", FILES, "checking the path")
     if not os.path.isfile(path):
         raise DataError(f"{path} is a device or pipe", "a regular file, which can be read more than once")
     return [File(path, path, keys=_keys_between(root, path))]
@@ -117,7 +117,7 @@ def _of_glob(pattern: str) -> list[File]:
     root = os.path.join(*fixed, "")
     files = [file for match in sorted(glob.glob(pattern, recursive=True)) for file in _find_local(match, root)]
     if not files:
-        raise DataError(f"no file matches {pattern}", ACCEPTED)
+        raise DataError(f"no file matches {pattern}", FILES)
     return list({file.path: file for file in files}.values())  # `**` matches a folder and what is in it
 
 
@@ -140,7 +140,7 @@ def _of_folder(folder: str, system: fs.FileSystem, root: str) -> list[File]:
         infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
     paths = sorted(info.path for info in infos if info.is_file and not _hidden(info.path, folder))
     if not paths:
-        raise DataError(f"folder {folder} has no files", ACCEPTED)
+        raise DataError(f"folder {folder} has no files", FILES)
     suffixes = Counter(_suffix(path) for path in paths)
     if len(suffixes) > 1:
         counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(suffixes.items()))
@@ -192,7 +192,7 @@ def format_of(file: File) -> Format:
 def _check_text(file: File, head: bytes) -> None:
     suffixes = PurePosixPath(file.path).suffixes
     if any(suffix in (".json", ".jsonl", ".feather", ".arrow", ".xlsx") for suffix in suffixes):
-        raise DataError(f"{file.name}: {suffixes[0]} files are not read", ACCEPTED, "converting it to .parquet or .csv")
+        raise DataError(f"{file.name}: {suffixes[0]} files are not read", FILES, "converting it to .parquet or .csv")
     claims = next((suffix for suffix in suffixes if suffix in (".parquet", ".npy", ".npz")), None)
     if claims or (b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff"))):
-        raise DataError(f"{file.name} does not begin like {claims or 'any'} file that is read", ACCEPTED)
+        raise DataError(f"{file.name} does not begin like {claims or 'any'} file that is read", FILES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ BATCH_ROWS = 65_536
 BATCH_BYTES = 16 << 20  # a shuffle holds a batch of several pieces at once
 PIECE_BITS = 40  # a piece of 2^40 rows is longer than any file; 2^23 pieces are left below the sign bit
 
-ACCEPTED = (
-    "an array or tensor of 2 or more dimensions, a DataFrame, an Arrow table or stream, or a path (or glob, folder, "
-    "URL) of .parquet, .csv, .tsv, .txt (also .gz), .npy, .npz or IDX files, or the word 'digits'"
+FILES = (
+    "a .parquet, .csv, .tsv, .txt (also .gz), .npy, .npz or IDX file, a glob or folder of such files, a URL, or the "
+    "word 'digits'"
 )
+ACCEPTED = f"an array or tensor of 2 or more dimensions, a DataFrame, an Arrow table or stream, or the path of {FILES}"
 
 
 class Source(ABC):
@@ -169,7 +170,7 @@ def naming(source: Source) -> Iterator[None]:
         raise DataError(f"{source.name}: {error.got}", error.wanted, error.hint) from error
 
 
-def open_source(data: Any, *, header: bool | None = None) -> Source:
+def open_source(data: Any, *, header: bool | None = None, texts: Collection[str] = ()) -> Source:
     """Make a source of any data that Narrows reads.
 
     Args:
@@ -180,6 +181,8 @@ def open_source(data: Any, *, header: bool | None = None) -> Source:
             too), URL or list of paths of Parquet, CSV, .npy, .npz or IDX files of one kind; or the word 'digits',
             the 1,797 small images of scikit-learn. Files are told apart by their first bytes, not by their names.
         header: whether text files open with a line of column names; None: judged from the first lines.
+        texts: columns of text files that are texts, whatever their values look like: a file of one row cannot show
+            that `True` or `1.50` stood beside words when a model was trained.
 
     Raises:
         DataError: there is no such file, it is empty or damaged, or the object is none of these.
@@ -197,5 +200,5 @@ def open_source(data: Any, *, header: bool | None = None) -> Source:
         return open_digits()
     paths = list(data) if isinstance(data, (list, tuple)) else [data]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
-        return open_files([file for path in paths for file in find(path)], header)
+        return open_files([file for path in paths for file in find(path)], header, texts)
     return open_object(data)

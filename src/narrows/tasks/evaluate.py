@@ -22,7 +22,7 @@ from narrows.errors import DataError, FitWarning
 from narrows.fitted import Model
 from narrows.metrics import Floats, Mask, Spread, explained, root_mean, squared_errors, wrong
 from narrows.schema import Batch, Column
-from narrows.sources.source import Source, open_source
+from narrows.sources.source import Source
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluation import GUESSES, ColumnErrors, Errors, Evaluation
 
@@ -46,7 +46,7 @@ def evaluate(model: Model, data: Any) -> Evaluation:
     Warns:
         FitWarning: when the model is no better than PCA of the same size, or than the mean.
     """
-    source = open_source(data)
+    source = model.source(data)
     evaluation = measure(model, source, Baseline.of(model, source))
     if evaluation.warning:
         warnings.warn(evaluation.warning, FitWarning, stacklevel=2)
