@@ -78,7 +78,7 @@ class System:
 
 
 KERAS = {"optimizer": "adam", "schedule": "constant", "clip": None, "patience": None, "precision": "auto"}
-DESCENT = {**KERAS, "tolerance": 1e-5, "stop_loss": 1.95}
+DESCENT = {**KERAS, "tolerance": 1e-5, "stop_loss": 2.1}
 SIGMOID = "plain:code=relu,link=sigmoid"
 
 SYSTEMS = {

@@ -215,3 +215,19 @@ def test_old_files_load_for_ever(golden):
     model = load(golden)
     np.testing.assert_allclose(model.score(rows()), expected["scores"], rtol=1e-4)
     assert model.decode(model.encode(rows())).column("city").to_pylist() == expected["cities"]
+
+
+def write_golden():
+    """`python tests/test_model_file.py`: a golden file of the present format, to be written once for each."""
+    model = small()
+    path = GOLDEN / f"format-{tensorfile.FORMAT}.narrows"
+    model.save(path)
+    answers = {
+        "scores": model.score(rows()).tolist(),
+        "cities": model.decode(model.encode(rows())).column("city").to_pylist(),
+    }
+    path.with_suffix(".json").write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    write_golden()
