@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
 from narrows import __version__
@@ -33,6 +34,7 @@ app = App(
     help="Autoencoders for large, messy data. DATA is a file, a glob, a folder, a URL or the word `digits`.",
     version=__version__,
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 for verb, what in VERBS.items():
     app.command(f"narrows.verbs:{verb}", name=verb, help=what)
@@ -49,29 +51,57 @@ def configured(
         config: a TOML file of options, named as on the command line (`epochs = 20`); those given there come first.
     """
     app.config = () if config is None else (Toml(config, must_exist=True, use_commands_as_keys=False),)
-    return app(tokens)
+    return app(tokens, exit_on_error=False)
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     warnings.showwarning = _say
+    sys.exit(_code())
+
+
+def _code() -> int:
+    """The exit code of the verb that was asked for, after saying in a sentence what went wrong."""
     try:
-        sys.exit(_run(app.meta))
+        return _run()
+    except CycloptsError:  # it has been printed
+        return 2
     except NarrowsError as error:
-        _print(f"narrows: {error}")
-        sys.exit(1)
+        return _failed(str(error))
     except KeyboardInterrupt:
-        _print("narrows: interrupted")
-        sys.exit(130)
+        _failed("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        _close_stdout()
+        return 1
+    except OSError as error:
+        _close_stdout()
+        return _failed(f"{error.filename or 'output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _failed("not enough memory; try: a smaller network, batch size or budget")
 
 
-def _run(meta: Callable[..., Any]) -> int:
-    """The verb's exit code; wrong usage is 2."""
+def _run() -> int:
     try:
-        answer = meta()
+        answer = app.meta(exit_on_error=False)
     except SystemExit as stop:
-        return 2 if stop.code == 1 else int(stop.code or 0)
+        answer = stop.code
+    if sys.stdout:
+        sys.stdout.flush()
     return answer if isinstance(answer, int) else 0
+
+
+def _failed(why: str) -> int:
+    _print(f"narrows: {why}")
+    return 1
+
+
+def _close_stdout() -> None:
+    """Nothing can be printed any more; without this, Python would try again when it ends, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -56,6 +56,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def refuse_unwritable(path: str | Path) -> None:
+    """Find out now whether `atomic` could write a file, rather than after the work that it is to hold.
+
+    Raises:
+        NarrowsError: as `atomic`.
+    """
+    _create_beside(Path(os.path.realpath(path)), path).unlink()
+
+
 def _create_beside(target: Path, path: str | Path) -> Path:
     temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(6)}{target.suffix[-20:]}")
     try:

@@ -22,6 +22,7 @@ from narrows.networks.dense import Dense
 from narrows.rows import Overrides, Rows
 from narrows.schema import Batch, Kind, Schema
 from narrows.sources.source import open_source
+from narrows.tensorfile import checksum
 from narrows.train.devices import choose_device, products
 from narrows.train.loop import train
 from narrows.train.settings import Training, Watch
@@ -118,6 +119,7 @@ def fit(
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
+    about["data_fingerprint"] = checksum(*rows.preparer.to_file())[:16]
     watch = replace(watch, cells=schema.cell_names, about=about)
     epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)

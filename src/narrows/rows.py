@@ -6,6 +6,7 @@ More rows are read again in every epoch, and only the validation rows stay: thin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from narrows.errors import DataError, SettingError
+from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
@@ -115,6 +116,11 @@ class Rows:
             raise SettingError("row weights for data that is streamed", "rows that fit training.budget")
         self._train, self._held = self._read(weight)
         held = self._given() or self._held
+        if held is None and self.split is not None:
+            text = (
+                f"holding out {self.wanted} of {self.count:,} rows left none to validate on: the last weights are kept"
+            )
+            warnings.warn(f"{text}, not the best; try a larger share", FitWarning, stacklevel=3)
         validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
         if self._train is not None:
             return Resident(self._train.to(device), self.batch_size, self.seed), validation

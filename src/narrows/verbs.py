@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrows.errors import DataError, NarrowsError
+from narrows.files import refuse_unwritable
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
@@ -29,6 +30,7 @@ from narrows.train.settings import Training, Watch
 
 Flat = Parameter(name="*")
 SHOWN = 60  # columns listed for people
+INTERRUPTED = 130  # what shells call the end by Ctrl-C
 
 
 @dataclass
@@ -94,7 +96,7 @@ def fit(
     training: Annotated[Training | None, Flat] = None,
     reading: Annotated[Reading | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
-) -> None:
+) -> int:
     """Train a model on data and write it to a file.
 
     Args:
@@ -102,8 +104,7 @@ def fit(
         out: the model file to write, such as m.narrows.
     """
     choices, running = choices or Choices(), running or Running()
-    if not out.parent.is_dir():  # said before hours of training, not after
-        raise NarrowsError(f"no folder {out.parent} to write {out.name} in", hint="create the folder first")
+    refuse_unwritable(out)  # said before hours of training, not after
     source = open_source(data, header=(reading or Reading()).header)
     plan = Plan(
         recipe=choices.recipe,
@@ -117,20 +118,30 @@ def fit(
         kinds=choices.kind,  # type: ignore[arg-type]
         transforms=choices.transform,
     )
-    folder = running.run or out.with_suffix(".run")
+    folder = running.run or out.with_name(f"{out.stem if out.suffix != '.run' else out.name}.run")
     watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
     model = fit_model(source, plan, learn={"baseline": learn_baseline}, watch=watch)
-    model.save(out)
+    _save(model, out, folder)
     facts = {key: value for key, value in model.facts.items() if key != "records"}
     if running.json:
         print(jsonlib.dumps(facts, sort_keys=True))
     else:
         _say(f"{out}: {_sentence(model)}")
+    return INTERRUPTED if facts["reason"] == "interrupted" else 0
 
 
 def _say(sentence: str) -> None:
     """Print a line that the terminal may wrap, and that reaches a pipe or file in one piece."""
     Console().print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _save(model: Model, out: Path, folder: Path) -> None:
+    """Write the model; where that fails, say that the training was not for nothing."""
+    try:
+        model.save(out)
+    except NarrowsError as error:
+        kept = f"{error.hint}; then the same command with --resume, since {folder} keeps the trained weights"
+        raise NarrowsError(error.got, error.wanted, kept if folder.is_dir() else error.hint) from error
 
 
 def _sentence(model: Model) -> str:
@@ -255,6 +266,7 @@ def report(
         data: rows with the columns of the training data.
         out: the page, one self-contained HTML file.
     """
+    refuse_unwritable(out)
     fitted = load(model)
     write_report(fitted, _source(fitted, data, reading), out)
     _say(str(out))
