@@ -84,6 +84,7 @@ def _code() -> int:
 
 
 def _run() -> int:
+    app.config = ()  # in a process that ran a verb before
     try:
         answer = app.meta(exit_on_error=False)
     except SystemExit as stop:

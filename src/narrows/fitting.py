@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.recipes import Recipe, build
-from narrows.networks.dense import Dense
+from narrows.networks.dense import WIDEST, Dense
 from narrows.rows import Overrides, Rows
 from narrows.schema import Batch, Kind, Schema
 from narrows.sources.source import open_source
@@ -67,14 +68,14 @@ class Plan:
         Recipe.parse(self.recipe)
         self.network.check()
         self.training.check()
-        if self.latent is not None and self.latent < 1:
-            raise SettingError(f"latent={self.latent}", "at least 1")
-        if self.epochs is not None and self.epochs < 1:
-            raise SettingError(f"epochs={self.epochs}", "at least 1")
-        if self.lr is not None and not 0 < self.lr < inf:
-            raise SettingError(f"lr={self.lr}", "a number above 0")
-        if not -(2**63) <= self.seed < 2**63:
-            raise SettingError(f"seed={self.seed}", "a whole number of 64 bits")
+        for name in ("latent", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and 1 <= int(value) <= WIDEST):
+                raise SettingError(f"{name}={value!r}", f"a whole number from 1 to {WIDEST:,}")
+        if self.lr is not None and not (isinstance(self.lr, Real) and 0 < float(self.lr) < inf):
+            raise SettingError(f"lr={self.lr!r}", "a number above 0")
+        if not (isinstance(self.seed, Integral) and abs(int(self.seed)) < 2**63):
+            raise SettingError(f"seed={self.seed!r}", "a whole number of 64 bits")
 
 
 def fit(
@@ -110,7 +111,7 @@ def fit(
     given = plan.training.validation if validation is None else validation
     rows = Rows(source, given, plan.training, plan.seed, Overrides(plan.kinds, plan.transforms))
     schema = rows.preparer.schema
-    latent = plan.latent or default_latent(schema)
+    latent = int(plan.latent or default_latent(schema))
     recipe = Recipe.parse(plan.recipe)
     _warn_overcomplete(recipe, latent, schema)
     with torch.random.fork_rng(devices=[]):

@@ -85,6 +85,7 @@ class Rows:
         for first, raw in self.source.batches():
             rows += len(raw)
             statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+        self.total = rows
         if not rows:
             raise DataError("no rows", "at least one row to train on")
         if not statistics.rows:
@@ -114,7 +115,10 @@ class Rows:
         """
         if weight is not None and not self.resident:
             raise SettingError("row weights for data that is streamed", "rows that fit training.budget")
-        self._train, self._held = self._read(weight)
+        self._train, self._held = self._read(None if weight is None else self._checked(weight))
+        for batch, what in ((self._train, "training"), (self._held, "validation")):
+            if batch is not None and not batch.weights().any():
+                raise SettingError(f"weights that are 0 for all {what} rows", "some rows that count")
         held = self._given() or self._held
         if held is None and self.split is not None:
             text = (
@@ -127,6 +131,18 @@ class Rows:
         window = max(1, WINDOW // self.batch_size) * self.batch_size
         shuffle = Shuffle(self.source, self.split, self.seed, window)
         return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
+
+    def _checked(self, weight: np.ndarray) -> np.ndarray:
+        """(n,) float32 weights, once they were found to fit the rows."""
+        try:
+            weight = np.asarray(weight, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"weights that are no numbers: {error}", "a number for each row") from None
+        if weight.shape != (self.total,):
+            raise SettingError(f"weights of shape {weight.shape}", f"({self.total},), one for each row")
+        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise SettingError("weights that are negative, missing or infinite", "numbers from 0 up")
+        return weight
 
     def prepared(self) -> Iterator[Batch]:
         """Every training row once, in order."""

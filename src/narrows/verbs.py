@@ -30,6 +30,7 @@ from narrows.train.settings import Training, Watch
 
 Flat = Parameter(name="*")
 SHOWN = 60  # columns listed for people
+NARROWEST = 72  # characters that a table of figures needs: cut figures would say nothing
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
 
 
@@ -248,7 +249,9 @@ def evaluate(model: Path, data: str, *, json: bool = False, reading: Annotated[R
     if json:
         print(jsonlib.dumps(result.to_json(), sort_keys=True))
     else:
-        Console().print(result.table())
+        console = Console()
+        console.width = max(console.width, NARROWEST)
+        console.print(result.table())
         _say(result.verdict)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import pydantic
@@ -88,7 +89,7 @@ def vae(beta: float = 1.0, likelihood: str = "auto") -> Slots:
     Raises:
         SettingError: for a negative beta.
     """
-    if beta < 0:
+    if not 0 <= beta < inf:
         raise SettingError(f"vae:beta={beta}", "0 or more")
     return Slots(Gaussian, likelihood, weights={"kl": beta})
 
@@ -112,6 +113,8 @@ class Recipe:
         """
         if isinstance(recipe, Recipe):
             return recipe
+        if not isinstance(recipe, str):
+            raise SettingError(f"recipe {recipe!r}", f"the name of one: {', '.join(RECIPES)}")
         name, _, rest = recipe.partition(":")
         pairs = [part.partition("=") for part in rest.split(",") if part.strip()]
         return cls.of(name.strip(), {key.strip(): value.strip() for key, _, value in pairs})

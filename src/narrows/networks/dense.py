@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
+WIDEST = 1 << 20  # units of a layer, numbers of a code: more is a slip of the keyboard
 RECTIFIERS = {"relu", "leaky_relu", "elu", "gelu", "silu"}
 
 
@@ -77,14 +78,14 @@ class Dense:
         activation(self.activation)
         for name in ("hidden", "decoder"):
             widths = getattr(self, name)
-            if widths is not None and any(not isinstance(w, int) or w < 1 for w in widths):
-                raise SettingError(f"{name}={widths!r}", "widths of at least 1, such as (256, 64)")
+            if widths is not None and any(not isinstance(w, int) or not 0 < w <= WIDEST for w in widths):
+                raise SettingError(f"{name}={widths!r}", f"widths from 1 to {WIDEST:,}, such as (256, 64)")
         if self.norm not in ("none", "layer", "batch"):
             raise SettingError(f"norm={self.norm!r}", "none, layer or batch")
         if not 0 <= self.dropout < 1:
             raise SettingError(f"dropout={self.dropout!r}", "a share from 0 up to, not including, 1")
-        if self.members is not None and self.members < 1:
-            raise SettingError(f"members={self.members!r}", "at least 1, or None for a single network")
+        if self.members is not None and not 0 < self.members <= WIDEST:
+            raise SettingError(f"members={self.members!r}", f"from 1 to {WIDEST:,}, or None for a single network")
         if self.members is not None and self.norm == "batch":
             raise SettingError("norm='batch' with members", "norm='layer' or 'none'", "members cannot share statistics")
 

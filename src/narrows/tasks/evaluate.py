@@ -76,7 +76,7 @@ class _Tally:
         self.rows = self.seen = 0
         self.totals = dict.fromkeys(GUESSES, 0.0)
         self.losses: dict[str, float] = {}
-        self.columns = {column.name: _Sums(column) for column in model.schema if column.cells}
+        self.columns = {c.name: _Sums(c, _magnitude(model, c)) for c in model.schema if c.cells}
 
     def add(self, batch: Batch) -> None:
         """Count in the rows of a batch."""
@@ -139,11 +139,19 @@ class _Tally:
         )
 
 
-class _Sums:
-    """Sums of one column's errors."""
+def _magnitude(model: Model, column: Column) -> float:
+    """What to divide a column's values by so that their squares neither overflow nor vanish: 1, but for extremes."""
+    if column.categorical:
+        return 1.0
+    largest = float(model.preparer.scaling.scale[model.schema.spans[column.name]].max())
+    return 1.0 if 1e-100 < largest < 1e100 else largest
 
-    def __init__(self, column: Column) -> None:
-        self.column = column
+
+class _Sums:
+    """Sums of one column's errors, in units of `magnitude`."""
+
+    def __init__(self, column: Column, magnitude: float) -> None:
+        self.column, self.magnitude = column, magnitude
         self.width = int(np.prod(column.shape)) if column.shape else 1
         self.errors = {name: np.zeros(self.width) for name in GUESSES}
         self.spread = Spread(*np.zeros((3, self.width)))
@@ -159,10 +167,10 @@ class _Sums:
     def add_values(self, truth: pa.Array, guesses: dict[str, pa.Array], seen: Mask) -> None:
         """Count in restored values; `seen` (B, cells)."""
         seen = seen[:, : self.width]  # the cells of a date are seen together
-        values = as_floats(truth)
+        values = as_floats(truth) / self.magnitude
         self.spread += Spread.of(values, seen)
         for name, guess in guesses.items():
-            self.errors[name] += squared_errors(values, as_floats(guess), seen)
+            self.errors[name] += squared_errors(values, as_floats(guess) / self.magnitude, seen)
 
     def result(self) -> ColumnErrors:
         """The errors, in units a reader knows."""
@@ -171,12 +179,12 @@ class _Sums:
         if column.categorical:
             shares = (float(self.errors[name].sum()) / seen if seen else float("nan") for name in GUESSES)
             return ColumnErrors(column.name, column.kind, "wrong", "", seen, Errors(*shares))
-        roots = [root_mean(self.errors[name], count) for name in GUESSES]
+        roots = [self.magnitude * root_mean(self.errors[name], count) for name in GUESSES]
         unit, size = _unit(column, roots[-1])
         cells: dict[str, list[float]] = {}
         if column.shape:
             means = {name: np.sqrt(self.errors[name] / np.where(count > 0, count, np.nan)) for name in GUESSES}
-            cells = {name: mean.tolist() for name, mean in means.items()}
+            cells = {name: (self.magnitude * mean).tolist() for name, mean in means.items()}
         errors = Errors(*(root / size for root in roots))
         r2 = explained(self.errors["model"], self.spread)
         return ColumnErrors(column.name, column.kind, "rmse", unit, seen, errors, r2, column.shape, cells)

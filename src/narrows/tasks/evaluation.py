@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 GUESSES = ("model", "pca", "mean")
 NONE = "-"
+NAME = 48  # characters of a column's name in a table
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,10 @@ class Evaluation:
         table.add_column("column", overflow="fold")
         table.add_column("error")
         for heading in ("model", f"PCA {self.components}", "mean", "R2"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for column in shown:
             r2 = "" if isnan(column.r2) else f"{column.r2:.3f}" if column.r2 > -1000 else figure(column.r2)
-            table.add_row(Text(column.name), _measure(column), *_marked(column.errors, column.measure), r2)
+            table.add_row(Text(_short(column.name)), _measure(column), *_marked(column.errors, column.measure), r2)
         table.add_section()
         table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
         return table
@@ -192,6 +193,12 @@ def figure(value: float, measure: str = "rmse") -> str:
         return f"{value:.2e}"
     digits = 0 if size >= 1_000 else 1 if size >= 100 else 2 - min(0, floor(log10(size)))
     return f"{value:,.{digits}f}"
+
+
+def _short(name: str) -> str:
+    """A name on one line, cut where it would fill the table."""
+    name = " ".join(name.split())
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def _measure(column: ColumnErrors) -> str:
