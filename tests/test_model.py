@@ -9,6 +9,8 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from narrows.errors import SettingError
 from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.categorical import Categorical as Categories
+from narrows.model.categorical import groups_alike
 from narrows.model.recipes import RECIPES, Recipe, build
 from narrows.networks.dense import ACTIVATIONS, Dense
 from narrows.schema import Batch, Column, Schema
@@ -88,6 +90,20 @@ def test_joined_likelihood_is_torch_distributions():
         torch.testing.assert_close(got[..., 5 + m], want.masked_fill(~batch.seen[:, 5 + m], 0.0))
 
 
+@pytest.mark.parametrize("levels", [(3,), (8, 16, 7, 41, 2), (2,) * 300 + (256,), (256, 2, 2, 250, 20, 2, 2, 2)])
+def test_columns_of_unlike_sizes_are_softmaxes_without_much_padding(levels):
+    groups = groups_alike(levels)
+    assert sorted(column for group in groups for column in group) == list(range(len(levels)))
+    assert sum((max(levels[c] for c in g) + 1) * len(g) for g in groups) <= 4 * (sum(levels) + len(levels))
+    module = Categories(levels)
+    outputs = torch.randn(2, 5, module.outputs)
+    codes = torch.stack([torch.randint(0, count + 1, (5,)) for count in levels], dim=1)
+    got, mode = module.log_prob(outputs, codes), module.mode(outputs)
+    for i, logits in enumerate(outputs.split([count + 1 for count in levels], dim=-1)):
+        torch.testing.assert_close(got[..., i], Categorical(logits=logits).log_prob(codes[:, i].expand(2, 5)))
+        assert torch.equal(mode[..., i], logits[..., :-1].argmax(-1))
+
+
 def test_the_mode_is_a_known_level_even_where_others_are_likelier():
     module = made("plain", CODES)
     outputs = torch.zeros(1, 1, 9)
@@ -106,7 +122,7 @@ def test_mse_is_the_gaussian_of_variance_one_half_without_its_constant():
 def test_squared_errors_of_bounded_columns_stay_in_range():
     module = made("plain")
     guess = module.likelihood(20 * torch.randn(1, 50, 12)).numbers()
-    assert 0 <= guess[..., 1].min() and guess[..., 1].max() <= 1  # `share` lies in [0, 1]
+    assert guess[..., 1].min() >= 0 and guess[..., 1].max() <= 1  # `share` lies in [0, 1]
     assert guess[..., 0].abs().max() > 1
     batch = rows_of(MIXED, count=50)
     outputs = torch.randn(1, 50, 12)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
+from narrows.model.categorical import Categorical
 from narrows.networks.dense import activation
 from narrows.schema import Batch, Column, Schema
 
@@ -101,42 +102,6 @@ class Bernoulli(NumberFamily):
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         """`x log m + (1 - x) log(1 - m)`, from logits."""
         return cells * outputs - F.softplus(outputs)
-
-
-class Categorical(nn.Module):
-    """M category cells, each over its known levels and one more for all others.
-
-    Columns of unlike sizes are padded to the largest, so that all of them are one softmax.
-    """
-
-    index: Tensor
-    known: Tensor
-
-    def __init__(self, levels: tuple[int, ...]) -> None:
-        super().__init__()
-        self.outputs = sum(levels) + len(levels)
-        widest = max(levels) + 1
-        index = torch.full((len(levels), widest), self.outputs)
-        start = 0
-        for row, count in enumerate(levels):
-            index[row, : count + 1] = torch.arange(start, start + count + 1)
-            start += count + 1
-        known = torch.arange(widest) < torch.tensor(levels).unsqueeze(1)
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("known", known, persistent=False)
-
-    def log_chances(self, outputs: Tensor) -> Tensor:
-        """(..., B, M, widest): log probability of each level, minus infinity in the padding."""
-        return F.pad(outputs, (0, 1), value=float("-inf"))[..., self.index].log_softmax(-1)
-
-    def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:
-        """Log probability of each code, (..., B, M)."""
-        chances = self.log_chances(outputs)
-        return chances.gather(-1, codes.expand(chances.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-
-    def mode(self, outputs: Tensor) -> Tensor:
-        """The most probable known level of each cell, (..., B, M)."""
-        return self.log_chances(outputs).masked_fill(~self.known, float("-inf")).argmax(-1)
 
 
 @dataclass(frozen=True)

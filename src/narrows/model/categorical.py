@@ -1,0 +1,94 @@
+"""The distribution of category cells: a softmax for each column, many columns at once.
+
+Knows the number of levels of each column, and nothing of what they are.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOM = 4  # times as much memory that padding may take
+
+
+class Categorical(nn.Module):
+    """M category cells, each over its known levels and one more for all others.
+
+    Columns are padded to the largest of their group, so that a group is one softmax. Most tables are one group;
+    where a few large columns among many small ones would make it mostly padding, there are several.
+    """
+
+    back: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.outputs = sum(levels) + len(levels)
+        groups = groups_alike(levels)
+        self.groups = nn.ModuleList(_Padded(levels, columns) for columns in groups)
+        order = torch.tensor([column for columns in groups for column in columns])
+        self.register_buffer("back", order.argsort(), persistent=False)
+
+    def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:
+        """Log probability of each code, (..., B, M)."""
+        return self._joined([group.log_prob(outputs, codes) for group in self._groups()])
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """The most probable known level of each cell, (..., B, M)."""
+        return self._joined([group.mode(outputs) for group in self._groups()])
+
+    def _groups(self) -> list[_Padded]:
+        return list(self.groups)  # type: ignore[arg-type]
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)[..., self.back]
+
+
+def groups_alike(levels: tuple[int, ...]) -> list[list[int]]:
+    """The columns in groups whose padding takes at most three times the room of what is padded; one where it can."""
+    if (max(levels) + 1) * len(levels) <= ROOM * (sum(levels) + len(levels)):
+        return [list(range(len(levels)))]
+    groups: list[list[int]] = []
+    widest = room = 0
+    for column in sorted(range(len(levels)), key=lambda column: -levels[column]):
+        room += levels[column] + 1
+        if not groups or widest * (len(groups[-1]) + 1) > ROOM * room:
+            groups.append([])
+            widest = room = levels[column] + 1
+        groups[-1].append(column)
+    return groups
+
+
+class _Padded(nn.Module):
+    """Some category columns as one softmax over the largest one's levels."""
+
+    index: Tensor
+    known: Tensor
+    columns: Tensor
+
+    def __init__(self, levels: tuple[int, ...], columns: list[int]) -> None:
+        super().__init__()
+        starts = list(accumulate((count + 1 for count in levels), initial=0))
+        start = torch.tensor([starts[column] for column in columns]).unsqueeze(1)
+        count = torch.tensor([levels[column] for column in columns]).unsqueeze(1)
+        place = torch.arange(max(levels[column] for column in columns) + 1)
+        self.whole = len(columns) == len(levels)
+        self.register_buffer("index", torch.where(place <= count, start + place, starts[-1]), persistent=False)
+        self.register_buffer("known", place < count, persistent=False)
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def log_chances(self, outputs: Tensor) -> Tensor:
+        """(..., B, m, widest): log probability of each level, minus infinity in the padding."""
+        return F.pad(outputs, (0, 1), value=float("-inf"))[..., self.index].log_softmax(-1)
+
+    def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:
+        """Log probability of the codes of these columns among all (B, M), (..., B, m)."""
+        codes = codes if self.whole else codes[:, self.columns]
+        chances = self.log_chances(outputs)
+        return chances.gather(-1, codes.expand(chances.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """The most probable known level of each cell, (..., B, m)."""
+        return self.log_chances(outputs).masked_fill(~self.known, float("-inf")).argmax(-1)
