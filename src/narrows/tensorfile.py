@@ -54,7 +54,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f"no file {path}", f"a {kind} file")
+        raise ModelFileError(f"{path} is a folder" if path.is_dir() else f"no file {path}", f"a {kind} file")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)

@@ -236,9 +236,13 @@ def _nested(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
 
 def _as_text(name: str, column: pa.Array) -> pa.Array:
     try:
-        return column.cast(pa.string())
+        texts = column.cast(pa.string())
     except pa.ArrowException as error:
         raise DataError(f"column {name!r} of type {column.type} cannot be text", hint="a .parquet file") from error
+    # Instead of failing, Arrow writes these words where the years have more than five digits.
+    if pa.types.is_temporal(column.type) and pc.any(pc.starts_with(texts, "<value out of range")).as_py():
+        raise DataError(f"column {name!r} has dates that texts cannot tell", hint="a .parquet file")
+    return texts
 
 
 _WRITERS: dict[str, Callable[[BinaryIO, Iterator[pa.RecordBatch], pa.Schema], int]] = {
