@@ -42,6 +42,10 @@ def made(recipe="plain", schema=MIXED, latent=2, seed=0, **network):
     return build(Recipe.parse(recipe), schema, latent, Dense(**{"hidden": (8,), **network}))
 
 
+def hidden_of(recipe):
+    return {"hidden": None} if recipe == "linear" else {}
+
+
 def test_cells_stand_numbers_first():
     assert (MIXED.numbers, MIXED.levels, MIXED.cells) == (5, (3, 2), 7)
     assert MIXED.spans["job"] == slice(5, 6) and MIXED.spans["when"] == slice(2, 5)
@@ -53,7 +57,7 @@ def test_cells_stand_numbers_first():
 @pytest.mark.parametrize(("recipe", "schema"), [*product(RECIPES, (MIXED, NUMBERS, CODES))])
 @pytest.mark.parametrize("members", [None, 3])
 def test_every_recipe_keeps_its_promises(recipe, schema, members):
-    module = made(recipe, schema, members=members).train()
+    module = made(recipe, schema, members=members, **hidden_of(recipe)).train()
     for batch in (rows_of(schema), rows_of(schema, holes=True), rows_of(schema, count=1)):
         module.zero_grad()
         loss = module(batch)
@@ -119,6 +123,29 @@ def test_mse_is_the_gaussian_of_variance_one_half_without_its_constant():
     torch.testing.assert_close(squared - 0.5 * log(pi), normal)
 
 
+def test_bernoulli_scores_rise_with_the_distance_outside_its_range():
+    schema = Schema((Column("p", "number", "double", bounded=True),))
+    p = made("vae", schema, latent=1).likelihood(torch.tensor([[[3.0]]]).expand(1, 6, 1))
+    cells = torch.tensor([[0.9], [1.0], [1.5], [2.0], [3.0], [100.0]])
+    costs = -p.log_prob(Batch(cells, torch.zeros(6, 0, dtype=torch.long))).flatten()
+    assert (costs[1:].diff() > 0).all() and costs[1] < costs[0]
+
+
+def test_likelihoods_are_chosen_by_column():
+    recipe = Recipe.parse("plain:likelihood.age=gaussian(0.25),likelihood.when=mse,code=tanh")
+    assert Recipe.parse(str(recipe)) == recipe
+    batch, outputs = rows_of(MIXED), torch.randn(1, 7, 12)
+    module = build(recipe, MIXED, 2, Dense(hidden=(4,)))
+    costs = module.likelihood(outputs).log_prob(batch)
+    centers = module.likelihood(outputs).numbers()
+    torch.testing.assert_close(costs[..., 0], Normal(centers[..., 0], 0.25).log_prob(batch.numbers[:, 0]))
+    torch.testing.assert_close(costs[..., 2:5], -(centers[..., 2:] - batch.numbers[:, 2:]).square())
+    assert Bernoulli(probs=centers[..., 1]).log_prob(batch.numbers[:, 1].round()).isfinite().all()
+    assert module.encode(batch).z.abs().max() < 1
+    with pytest.raises(SettingError, match="job"):
+        made("plain:likelihood.job=mse")
+
+
 def test_squared_errors_of_bounded_columns_stay_in_range():
     module = made("plain")
     guess = module.likelihood(20 * torch.randn(1, 50, 12)).numbers()
@@ -135,8 +162,13 @@ def test_kl_is_that_of_torch_distributions():
     features = 3 * torch.randn(50, 6)
     code = latent(features, samples=4)
     assert code.z.shape == (4, 50, 3)
-    prior = Normal(torch.zeros(3), torch.ones(3))
-    torch.testing.assert_close(code.terms["kl"][0], kl_divergence(code.posterior, prior).sum(-1))
+    mean, log_variance = features.chunk(2, dim=-1)
+    posterior, prior = Normal(mean, (log_variance / 2).exp()), Normal(torch.zeros(3), torch.ones(3))
+    torch.testing.assert_close(code.terms["kl"][0], kl_divergence(posterior, prior).sum(-1))
+    torch.testing.assert_close(latent(features, samples=0).z[0], mean)
+    draws = latent(features[:1], samples=200_000).z[:, 0]
+    torch.testing.assert_close(draws.mean(0), mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.std(0), posterior.scale[0], atol=0.05, rtol=0.01)
 
 
 def test_elbo_is_the_closed_form_on_a_linear_gaussian_model():
@@ -153,15 +185,12 @@ def test_elbo_is_the_closed_form_on_a_linear_gaussian_model():
         module.encoder[0].weight.copy_(torch.cat([projection, torch.zeros(1, 4)]))
         module.encoder[0].bias.copy_(torch.cat([-projection @ b, variance.log().reshape(1)]))
     batch = rows_of(NUMBERS)
-    module.eval()
-    code = module.latent(module.encoder(module.embed(batch)), samples=200_000)
-    nll = -module.decode(code.z).log_prob(batch)
-    elbo = -(nll.sum(-1) + code.terms["kl"])
+    often = batch[torch.arange(7).repeat(100_000)]  # every row with many draws of its code
+    elbo = -module(often).per_row().view(-1, 7).mean(0)
     covariance = w @ w.T + torch.diag(noise**2)
     evidence = torch.distributions.MultivariateNormal(b, covariance).log_prob(batch.numbers)
-    torch.testing.assert_close(elbo.mean(0), evidence, atol=2e-2, rtol=0)
-    expected = -nll.mean(0).sum(-1) - code.terms["kl"][0]
-    torch.testing.assert_close(expected, evidence, atol=2e-2, rtol=0)
+    torch.testing.assert_close(elbo, evidence, atol=2e-2, rtol=0)
+    torch.testing.assert_close(-module(often).total(), evidence.mean(), atol=2e-2, rtol=0)
 
 
 def test_members_are_the_networks_they_are_made_of():
@@ -232,7 +261,7 @@ def test_linear_recipe_reaches_the_subspace_of_pca():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(500, 4, generator=generator) @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5]))
     x = (x - x.mean(0)) @ torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
-    module = made("linear", NUMBERS, latent=2)
+    module = made("linear", NUMBERS, latent=2, hidden=None)
     optimizer = torch.optim.LBFGS(module.parameters(), max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
     batch = Batch(x, torch.zeros(500, 0, dtype=torch.long))
 
@@ -291,6 +320,9 @@ def test_recipes_are_written_as_name_and_arguments():
         ("plain:code=swish", "activation 'swish'"),
         ("plain:likelihood=poisson", "likelihood 'poisson'"),
         ("plain:likelihood=bce", "in [0, 1]"),
+        ("plain:likelihood=gaussian(0)", "above 0"),
+        ("plain:likelihood=gaussian(x)", "gaussian(0.1)"),
+        ("linear", "hidden=(8,)"),
     ],
 )
 def test_impossible_recipes_are_refused_with_what_was_wanted(recipe, said):

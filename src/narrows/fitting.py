@@ -5,6 +5,7 @@ source -> one pass of statistics -> preparer -> training and validation rows -> 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -116,7 +117,8 @@ def fit(
     _warn_overcomplete(recipe, latent, schema)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        module = build(recipe, schema, latent, plan.network, modules)
+        # the user's own modules stay as they are: a second fit begins where the first began
+        module = build(recipe, schema, latent, plan.network, copy.deepcopy(modules))
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
@@ -147,7 +149,7 @@ def default_latent(schema: Schema) -> int:
 
 def _warn_overcomplete(recipe: Recipe, latent: int, schema: Schema) -> None:
     width = schema.numbers + sum(schema.levels)
-    if latent >= width and recipe.name in ("plain", "linear"):
+    if latent >= width and recipe.slots().can_copy:
         warnings.warn(
             f"a code of {latent} numbers for rows of {width} inputs can copy them without learning; "
             f"try a smaller latent, or the recipe denoising or vae",

@@ -37,13 +37,25 @@ def write(path: str | Path, kind: str, facts: Mapping[str, Any], tensors: Mappin
     Raises:
         NarrowsError: when the file cannot be written; nothing is left behind.
     """
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = _apart(tensors)
     header = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
     header["checksum"] = checksum(header, stored)
     with atomic(path) as temporary:
         mode = temporary.stat().st_mode
         save_file(stored, temporary, metadata={KEY: dumps(header)})
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own: tied weights share theirs, which safetensors refuses."""
+    stored: dict[str, Tensor] = {}
+    met = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        memory = flat.untyped_storage().data_ptr()
+        stored[name] = flat.clone() if memory in met else flat
+        met.add(memory)
+    return stored
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

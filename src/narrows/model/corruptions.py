@@ -17,8 +17,6 @@ class GaussianNoise(nn.Module):
             whole range where it lies in [0, 1].
     """
 
-    hides = False
-
     def __init__(self, scale: float) -> None:
         super().__init__()
         if not scale > 0:
@@ -37,8 +35,6 @@ class Masking(nn.Module):
     Args:
         rate: chance for a cell to be hidden, between 0 and 1.
     """
-
-    hides = True
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
 
 from narrows.networks.dense import activation
 
@@ -23,12 +22,10 @@ class Code:
     Args:
         z: (K, [E,] B, size) samples, or the one best guess with K = 1.
         terms: name -> (K, [E,] B), in nats a row.
-        posterior: q(z | x) over ([E,] B, size), where the latent has one.
     """
 
     z: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    posterior: Normal | None = None
 
 
 class Latent(nn.Module, ABC):
@@ -95,4 +92,4 @@ class Gaussian(Latent):
         z = mean.unsqueeze(0)
         if samples:
             z = z + deviation * torch.randn(samples, *mean.shape, device=mean.device)
-        return Code(z, {"kl": kl.expand(len(z), *kl.shape)}, Normal(mean, deviation, validate_args=False))
+        return Code(z, {"kl": kl.expand(len(z), *kl.shape)})

@@ -8,8 +8,8 @@ errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, pi
 
@@ -21,6 +21,9 @@ from narrows.errors import SettingError
 from narrows.model.categorical import Categorical
 from narrows.networks.dense import activation
 from narrows.schema import Batch, Column, Schema
+
+Words = str | dict[str, str]
+FIXED = re.compile(r"gaussian\(([0-9.]+(?:e-?[0-9]+)?)\)")
 
 
 class NumberFamily(nn.Module, ABC):
@@ -93,15 +96,20 @@ class Gaussian(NumberFamily):
 
 
 class Bernoulli(NumberFamily):
-    """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels."""
+    """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels.
+
+    Beyond [0, 1] a cross-entropy has no meaning, and would reward what lies there; such a cell counts as the nearer
+    end, less its squared distance from it, so that a row fits the worse the further out it is.
+    """
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The sigmoid of the outputs."""
         return outputs.sigmoid()
 
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
-        """`x log m + (1 - x) log(1 - m)`, from logits."""
-        return cells * outputs - F.softplus(outputs)
+        """`x log m + (1 - x) log(1 - m)`, from logits, less the squared excess over [0, 1]."""
+        within = cells.clamp(0.0, 1.0)
+        return within * outputs - F.softplus(outputs) - (cells - within).square()
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,9 @@ class Likelihood(nn.Module):
 
     Args:
         schema: of the prepared data.
-        numbers: family of each number cell: `mse`, `gaussian` (learnt scale), `bernoulli` (or `bce`), or `auto`:
-            Bernoulli for columns that lie in [0, 1], Gaussian for the rest. A mapping chooses by column; columns it
-            leaves out are `auto`.
+        numbers: family of each number cell: `mse`, `gaussian` (learnt scale), `gaussian(0.1)` (fixed scale, in prepared
+            units), `bernoulli` (or `bce`), or `auto`: Bernoulli for columns that lie in [0, 1], Gaussian for the rest.
+            A mapping chooses by column; columns it leaves out are `auto`.
         link: activation of the outputs where the family is `mse`; `auto` is the sigmoid for columns that lie in
             [0, 1] (on MNIST it halved the error of the same network), and none for the rest.
         members: networks side by side.
@@ -146,7 +154,7 @@ class Likelihood(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        numbers: str | Mapping[str, str] = "auto",
+        numbers: Words = "auto",
         link: str = "auto",
         members: int | None = None,
     ) -> None:
@@ -203,28 +211,32 @@ class Likelihood(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)[..., self.back]
 
 
-def choose_families(schema: Schema, numbers: str | Mapping[str, str]) -> dict[str, str]:
-    """The family of every column that has number cells: `mse`, `gaussian` or `bernoulli`.
+def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
+    """The word for every column that has number cells: `mse`, `gaussian`, `gaussian(SCALE)` or `bernoulli`.
 
     Raises:
-        SettingError: for an unknown family or column, or `bernoulli` for a column that leaves [0, 1].
+        SettingError: for an unknown word or column, or `bernoulli` for a column that leaves [0, 1].
     """
     columns = [column for column in schema if not column.categorical and column.width]
     asked = {c.name: numbers for c in columns} if isinstance(numbers, str) else dict(numbers)
     unknown = set(asked) - {column.name for column in columns}
     if unknown:
         raise SettingError(f"a likelihood for {', '.join(sorted(unknown))}", "columns of numbers")
-    chosen = {}
-    for column in columns:
-        name = {"bce": "bernoulli"}.get(asked.get(column.name, "auto"), asked.get(column.name, "auto"))
-        if name not in ("auto", "mse", "gaussian", "bernoulli"):
-            raise SettingError(f"likelihood {name!r}", "auto, mse, gaussian, bernoulli or bce")
-        if name == "bernoulli" and not column.bounded:
-            raise SettingError(
-                f"a Bernoulli likelihood for column {column.name!r}", "numbers in [0, 1]", "transform it by `minmax`"
-            )
-        chosen[column.name] = ("bernoulli" if column.bounded else "gaussian") if name == "auto" else name
-    return chosen
+    return {column.name: _word(column, asked.get(column.name, "auto")) for column in columns}
+
+
+def _word(column: Column, asked: str) -> str:
+    """The word asked for, checked; `auto` and `bce` replaced by what they stand for."""
+    if asked == "auto":
+        return "bernoulli" if column.bounded else "gaussian"
+    word = "bernoulli" if asked == "bce" else asked
+    if word not in ("mse", "gaussian", "bernoulli") and not FIXED.fullmatch(word):
+        raise SettingError(f"likelihood {asked!r}", "auto, mse, gaussian, gaussian(0.1), bernoulli or bce")
+    if word == "bernoulli" and not column.bounded:
+        raise SettingError(
+            f"a Bernoulli likelihood for column {column.name!r}", "numbers in [0, 1]", "transform it by `minmax`"
+        )
+    return word
 
 
 def _span(schema: Schema, column: str) -> range:
@@ -239,7 +251,10 @@ def _link(family: str, column: Column, link: str) -> str:
     return link if link != "auto" else "sigmoid" if column.bounded else "identity"
 
 
-def _family(name: str, link: str, cells: int, members: int | None) -> NumberFamily:
-    if name == "mse":
+def _family(word: str, link: str, cells: int, members: int | None) -> NumberFamily:
+    if word == "mse":
         return SquaredError(link)
-    return Bernoulli() if name == "bernoulli" else Gaussian(cells, members=members)
+    if word == "bernoulli":
+        return Bernoulli()
+    fixed = FIXED.fullmatch(word)
+    return Gaussian(cells, float(fixed[1]) if fixed else None, members=members)

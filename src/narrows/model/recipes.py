@@ -1,7 +1,8 @@
 """Recipes: short functions that fill the slots, looked up by name.
 
-A recipe is written `name` or `name:argument=value,argument=value` (`vae:beta=4`) wherever one is asked for, and is
-kept in the model file as its name and arguments. To add one, write a function here and list it in `RECIPES`.
+A recipe is written `name` or `name:argument=value,argument=value` (`vae:beta=4`, `plain:likelihood.pay=gaussian(0.1)`)
+wherever one is asked for, and is kept in the model file as its name and arguments. To add one, write a function here
+and list it in `RECIPES`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.corruptions import GaussianNoise, Masking
 from narrows.model.embed import Embed
 from narrows.model.latents import Deterministic, Gaussian, Latent
-from narrows.model.likelihoods import Likelihood
+from narrows.model.likelihoods import Likelihood, Words
 from narrows.networks.dense import Dense
 from narrows.schema import Schema
 
@@ -31,7 +32,7 @@ class Slots:
 
     Args:
         latent: size of the code -> the latent.
-        likelihood: family of the number cells, as `narrows.model.likelihoods.Likelihood` takes it.
+        likelihood: family of the number cells, one word or a word by column (see `narrows.model.likelihoods`).
         link: activation of the outputs of squared-error cells.
         corruptions: applied in order, in training.
         weights: of the latent's terms.
@@ -39,14 +40,19 @@ class Slots:
     """
 
     latent: Callable[[int], Latent]
-    likelihood: str = "mse"
+    likelihood: Words = "mse"
     link: str = "auto"
     corruptions: tuple[nn.Module, ...] = ()
     weights: dict[str, float] = field(default_factory=dict)
     linear: bool = False
 
+    @property
+    def can_copy(self) -> bool:
+        """Whether a code as wide as the data could hold it all: neither latent nor corruption stands in the way."""
+        return not self.corruptions and isinstance(self.latent(1), Deterministic)
 
-def plain(code: str = "identity", link: str = "auto", likelihood: str = "mse") -> Slots:
+
+def plain(code: str = "identity", link: str = "auto", likelihood: Words = "mse") -> Slots:
     """A plain autoencoder (Rumelhart, Hinton & Williams 1986): a narrow code and the squared error.
 
     Args:
@@ -62,7 +68,7 @@ def linear() -> Slots:
     return Slots(Deterministic, link="identity", linear=True)
 
 
-def denoising(noise: float = 0.1, mask: float = 0.2, likelihood: str = "mse") -> Slots:
+def denoising(noise: float = 0.1, mask: float = 0.2, likelihood: Words = "mse") -> Slots:
     """Reconstructs clean rows from corrupted ones (Vincent et al. 2008, 2010).
 
     Args:
@@ -79,7 +85,7 @@ def denoising(noise: float = 0.1, mask: float = 0.2, likelihood: str = "mse") ->
     return Slots(Deterministic, likelihood, corruptions=tuple(parts))
 
 
-def vae(beta: float = 1.0, likelihood: str = "auto") -> Slots:
+def vae(beta: float = 1.0, likelihood: Words = "auto") -> Slots:
     """A variational autoencoder (Kingma & Welling 2014; beta: Higgins et al. 2017).
 
     Args:
@@ -117,7 +123,14 @@ class Recipe:
             raise SettingError(f"recipe {recipe!r}", f"the name of one: {', '.join(RECIPES)}")
         name, _, rest = recipe.partition(":")
         pairs = [part.partition("=") for part in rest.split(",") if part.strip()]
-        return cls.of(name.strip(), {key.strip(): value.strip() for key, _, value in pairs})
+        arguments: dict[str, Any] = {}
+        for key, _, value in pairs:
+            argument, _, column = key.strip().partition(".")
+            if column:
+                arguments.setdefault(argument, {})[column] = value.strip()
+            else:
+                arguments[argument] = value.strip()
+        return cls.of(name.strip(), arguments)
 
     @classmethod
     def of(cls, name: str, arguments: Mapping[str, Any]) -> Recipe:
@@ -140,7 +153,7 @@ class Recipe:
             try:
                 complete[key] = pydantic.TypeAdapter(wanted).validate_python(value)
             except pydantic.ValidationError:
-                raise SettingError(f"{name}:{key}={value}", f"a {wanted.__name__}") from None
+                raise SettingError(f"{name}:{key}={value}", f"a {getattr(wanted, '__name__', wanted)}") from None
         recipe = cls(name, complete)
         recipe.slots()
         return recipe
@@ -150,8 +163,11 @@ class Recipe:
         return RECIPES[self.name](**self.arguments)
 
     def __str__(self) -> str:
-        arguments = ",".join(f"{key}={value}" for key, value in self.arguments.items())
-        return f"{self.name}:{arguments}" if arguments else self.name
+        words = []
+        for key, value in self.arguments.items():
+            by_column = value.items() if isinstance(value, dict) else ()
+            words += [f"{key}.{column}={word}" for column, word in by_column] or [f"{key}={value}"]
+        return f"{self.name}:{','.join(words)}" if words else self.name
 
 
 def build(
@@ -176,6 +192,10 @@ def build(
     """
     slots = recipe.slots()
     if slots.linear:
+        if network.hidden or network.decoder:
+            raise SettingError(
+                f"hidden={network.hidden}, decoder={network.decoder} with the recipe {recipe.name}", "none"
+            )
         network = replace(network, hidden=(), decoder=())
     embed = Embed(schema, masking=any(isinstance(part, Masking) for part in slots.corruptions))
     code = slots.latent(latent)
