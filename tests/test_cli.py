@@ -1,7 +1,5 @@
 """The command line, run as a user runs it: every verb on real files, resuming after a kill, and every exit code."""
 
-import contextlib
-import io
 import json
 import os
 import random
@@ -9,46 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from command import narrows
 from narrows import load
-from narrows.cli import main
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-
-
-@dataclass
-class Done:
-    """What a command printed."""
-
-    stdout: str
-    stderr: str
-
-
-def narrows(*words, cwd, code=0):
-    """Run a command in this process, as `main` does, in a folder of its own."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["narrows", *map(str, words)]),
-        warnings.catch_warnings(action="default"),
-        pytest.raises(SystemExit) as stop,
-    ):
-        main()
-    done = Done(out.getvalue(), err.getvalue())
-    assert (stop.value.code or 0) == code, done
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise
     except Exception as error:
         # Libraries that write files from compiled code report a full disk as an error of their own.
-        if "No space left" in str(error):
+        if any(os.strerror(number) in str(error) for number in _FULL):
             raise _no_space(path) from error
         raise
     finally:
