@@ -37,11 +37,11 @@ check: $(INSTALLED) ## lint, format and types
 test: check ## check, then the tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest
 
-proofs: $(INSTALLED) ## the long proofs: 10,000 mutated files, and what needs more than a minute
+proofs: $(INSTALLED) ## the long proofs: 10,000 mutated model files
 	$(BIN)/pytest -m slow --override-ini addopts="-q --strict-markers --strict-config"
 
 bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/README.md)
 	$(BIN)/python benchmarks/seeds.py --data $(DATA)
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) digits.narrows digits.narrows.run report.html
+	rm -rf $(VENV) digits.narrows digits.run report.html

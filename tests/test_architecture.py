@@ -32,7 +32,8 @@ ALLOWED = {
     "tasks": NOUNS | MODEL | DATA | WAIST,
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "estimators": NOUNS | MODEL | DATA | WAIST | {"tasks"},
-    "verbs": NOUNS | MODEL | DATA | WAIST | {"tasks", "report"},
+    "options": {"errors", "files"},
+    "verbs": {"options"} | NOUNS | MODEL | DATA | WAIST | {"tasks", "report"},
     "cli": {"errors", "verbs", "__init__"},
     "__main__": {"cli"},
 }

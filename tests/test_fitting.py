@@ -8,7 +8,7 @@ import torch
 from narrows import Plan, Training, fit, open_source
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.fitting import default_epochs, default_latent
-from narrows.rows import Overrides, Rows, Thinned
+from narrows.rows import Rows, Thinned
 from narrows.schema import Batch, Column, Schema
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def table(count=500, holes=True):
 
 
 def rows_of(frame, validation=0.2, seed=0, **training):
-    rows = Rows(open_source(frame), validation, Training(**training), seed, Overrides({}, {"id": "none"}))
+    rows = Rows(open_source(frame), validation, Training(**training), seed, {"id": "none"})
     return rows, *rows.streams(CPU)
 
 
@@ -109,13 +109,13 @@ def test_thinning_keeps_every_nth_row():
 def test_row_weights_follow_their_rows():
     frame = table()
     for budget in (1e9,):
-        rows = Rows(open_source(frame), 0.2, Training(budget=budget), 0, Overrides({}, {"id": "none"}))
+        rows = Rows(open_source(frame), 0.2, Training(budget=budget), 0, {"id": "none"})
         train, held = rows.streams(CPU, np.arange(500, dtype=np.float32))
         for stream in (train, held):
             for batch, _ in stream.epoch(0):
                 assert torch.equal(batch.weight, batch.numbers[:, 0].round())
     with pytest.raises(SettingError, match="budget"):
-        Rows(open_source(frame), 0.2, Training(budget=0), 0, Overrides()).streams(CPU, np.ones(500))
+        Rows(open_source(frame), 0.2, Training(budget=0), 0).streams(CPU, np.ones(500))
 
 
 def test_no_rows_are_refused():
@@ -146,7 +146,7 @@ def test_codes_that_can_copy_are_warned_of():
 def test_the_linear_recipe_trains_to_the_subspace_of_pca(optimizer):
     generator = np.random.default_rng(1)
     x = generator.normal(size=(1000, 6)) * [4, 3, 2, 1, 0.5, 0.3] @ np.linalg.qr(generator.normal(size=(6, 6)))[0]
-    plan = Plan("linear", 2, transforms={"x": "none"}, training=Training(validation=0, optimizer=optimizer))
+    plan = Plan("linear", 2, columns={"x": "none"}, training=Training(validation=0, optimizer=optimizer))
     learnt = np.linalg.qr(fit(x, plan).module.decoder[0].weight.detach().numpy())[0]
     principal = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:2].T
     assert np.arccos(np.clip(np.linalg.svd(learnt.T @ principal)[1], -1, 1)).max() < 1e-2
@@ -158,7 +158,7 @@ def test_the_baseline_is_scikit_learns_pca():
     from narrows.tasks.baseline import learn_baseline
 
     x = np.random.default_rng(0).normal(size=(300, 5)) @ np.diag([3, 2, 1, 1, 1])
-    plan = Plan(latent=2, epochs=1, transforms={"x": "none"}, training=Training(validation=0))
+    plan = Plan(latent=2, epochs=1, columns={"x": "none"}, training=Training(validation=0))
     model = fit(x, plan, learn={"baseline": learn_baseline})
     components = model.parts["baseline"].tensors["components"].numpy()
     ours, theirs = components.T @ components, PCA(2).fit(x).components_

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from narrows.estimators import Autoencoder
     from narrows.fitted import Model, load
     from narrows.fitting import Plan, fit
+    from narrows.model.recipes import Recipe
     from narrows.networks.dense import Dense
+    from narrows.report.page import report as write_report
     from narrows.sources.source import Source, open_source
+    from narrows.sources.write import write_rows
+    from narrows.tasks.baseline import learn_baseline
     from narrows.tasks.evaluate import evaluate
-    from narrows.train.settings import Training
+    from narrows.train.settings import Training, Watch
 
 # Torch's OpenMP threads spin for milliseconds at the end of every product. Where another program has one of the cores,
 # that made a training step 20 to 30 times longer on two cores (1034 and 417 ms against 49 and 28); with a short spin an
@@ -34,14 +38,18 @@ _HOMES = {
     "ModelFileError": "narrows.errors",
     "NarrowsError": "narrows.errors",
     "Plan": "narrows.fitting",
+    "Recipe": "narrows.model.recipes",
     "SettingError": "narrows.errors",
     "Source": "narrows.sources.source",
     "Training": "narrows.train.settings",
     "TrainingError": "narrows.errors",
+    "Watch": "narrows.train.settings",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.fitting",
+    "learn_baseline": "narrows.tasks.baseline",
     "load": "narrows.fitted",
     "open_source": "narrows.sources.source",
+    "write_rows": "narrows.sources.write",
 }
 
 __all__ = [
@@ -52,19 +60,26 @@ __all__ = [
     "ModelFileError",
     "NarrowsError",
     "Plan",
+    "Recipe",
     "SettingError",
     "Source",
     "Training",
     "TrainingError",
+    "Watch",
     "__version__",
     "evaluate",
     "fit",
+    "learn_baseline",
     "load",
     "open_source",
+    "write_report",
+    "write_rows",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "write_report":  # `narrows.report` is the room that it lives in
+        return import_module("narrows.report.page").report
     if name not in _HOMES:
         raise AttributeError(f"module 'narrows' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -35,6 +35,7 @@ app = App(
     version=__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(consume_multiple=True),  # `--hidden 256 64`
 )
 for verb, what in VERBS.items():
     app.command(f"narrows.verbs:{verb}", name=verb, help=what)

@@ -26,6 +26,7 @@ from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
 from narrows.sources.source import Source, naming, open_source
+from narrows.train.devices import choose_device
 
 BLOCK = 256  # rows a pass: large enough for two cores to be busy, small enough to pad a single row for nothing
 
@@ -217,6 +218,23 @@ class _Recipe(pydantic.BaseModel, extra="forbid"):
     arguments: dict[str, Any]
 
 
+class _Training(pydantic.BaseModel, extra="allow"):
+    """What every task may rely on of the training's facts; newer facts are kept as they are."""
+
+    rows: pydantic.NonNegativeInt
+    validation_rows: pydantic.NonNegativeInt
+    epochs: pydantic.NonNegativeInt
+    reason: str
+    best: pydantic.NonNegativeInt | None
+    records: list[dict[str, float]]
+
+    @pydantic.model_validator(mode="after")
+    def best_is_a_record(self) -> _Training:
+        if self.best is not None and self.best >= len(self.records):
+            raise ValueError(f"best record {self.best} of {len(self.records)}")
+        return self
+
+
 class _Facts(pydantic.BaseModel, extra="forbid"):
     """The facts a model file must hold."""
 
@@ -224,16 +242,17 @@ class _Facts(pydantic.BaseModel, extra="forbid"):
     recipe: _Recipe
     latent: pydantic.PositiveInt
     network: Dense | None
-    training: dict[str, Any]
+    training: _Training
     parts: dict[str, dict[str, Any]]
 
 
-def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None) -> Model:
+def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None, device: str = "cpu") -> Model:
     """The model in a file.
 
     Args:
         path: of a `.narrows` file.
         modules: `encoder` and `decoder`, for a model that was trained with the user's own; a file holds no code.
+        device: where to compute: `cpu`, `auto` (a GPU where there is one), `cuda:1`.
 
     Raises:
         ModelFileError: for a file that is missing, cut short, damaged, foreign or of a newer format.
@@ -257,7 +276,8 @@ def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None) -> Mo
     except (NarrowsError, RuntimeError, OverflowError, TypeError) as error:
         raise ModelFileError(f"{path}: its network cannot be built: {error}", "a model written by Narrows") from None
     parts = {name: Part(part, tensorfile.under(f"parts.{name}.", tensors)) for name, part in known.parts.items()}
-    return Model(preparer, module, recipe, known.latent, known.network, known.training, parts)
+    module.to(choose_device(device))
+    return Model(preparer, module, recipe, known.latent, known.network, known.training.model_dump(), parts)
 
 
 def _check_modules(path: str | Path, network: Dense | None, modules: Mapping[str, nn.Module] | None) -> None:

@@ -21,12 +21,13 @@ from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.recipes import Recipe, build
 from narrows.networks.dense import WIDEST, Dense
-from narrows.rows import Overrides, Rows
-from narrows.schema import Batch, Kind, Schema
+from narrows.rows import Rows, wishes
+from narrows.schema import Batch, Schema
 from narrows.sources.source import open_source
 from narrows.tensorfile import checksum
 from narrows.train.devices import choose_device, products
 from narrows.train.loop import train
+from narrows.train.optimizers import DEFAULT_RATES
 from narrows.train.settings import Training, Watch
 
 Learner = Callable[[Model, Iterator[Batch]], Part]
@@ -45,11 +46,11 @@ class Plan:
         lr: peak learning rate; None takes the optimizer's own.
         seed: of every random draw; equal seeds, data and machines give equal models.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        kinds: column -> kind, where the one sniffed is wrong.
-        transforms: column -> transform, where the one chosen is wrong.
+        columns: column -> kind (number, binary, category, date, image), transform (standardize, minmax, quantile,
+            none), or both with a space between, where the ones chosen are wrong.
     """
 
-    recipe: str = "plain"
+    recipe: str | Recipe = "plain"
     latent: int | None = None
     network: Dense = field(default_factory=Dense)
     training: Training = field(default_factory=Training)
@@ -57,8 +58,7 @@ class Plan:
     lr: float | None = None
     seed: int = 0
     device: str = "auto"
-    kinds: Mapping[str, Kind] = field(default_factory=dict)
-    transforms: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse a plan that cannot be carried out, before any data is read.
@@ -67,8 +67,11 @@ class Plan:
             SettingError: naming the setting.
         """
         Recipe.parse(self.recipe)
-        self.network.check()
-        self.training.check()
+        for part, kind in ((self.network, Dense), (self.training, Training)):
+            if not isinstance(part, kind):
+                raise SettingError(f"{part!r} in a plan", f"a {kind.__name__}")
+            part.check()
+        wishes(self.columns)
         for name in ("latent", "epochs"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and 1 <= int(value) <= WIDEST):
@@ -110,7 +113,7 @@ def fit(
     device = choose_device(plan.device)
     source = open_source(data)
     given = plan.training.validation if validation is None else validation
-    rows = Rows(source, given, plan.training, plan.seed, Overrides(plan.kinds, plan.transforms))
+    rows = Rows(source, given, plan.training, plan.seed, plan.columns)
     schema = rows.preparer.schema
     latent = int(plan.latent or default_latent(schema))
     recipe = Recipe.parse(plan.recipe)
@@ -126,11 +129,21 @@ def fit(
     watch = replace(watch, cells=schema.cell_names, about=about)
     epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
-    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": plan.seed, **history.facts()}
+    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
+    facts["settings"] = _settings(plan, rows.batch_size)
     model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else plan.network, facts)
     model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
     return model
+
+
+def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
+    """How the model was trained, for those who ask it later; nothing of the machine or its files."""
+    names = ("optimizer", "schedule", "weight_decay", "clip", "patience", "precision")
+    return {name: getattr(plan.training, name) for name in names} | {
+        "batch_size": batch_size,
+        "lr": float(DEFAULT_RATES[plan.training.optimizer] if plan.lr is None else plan.lr),
+    }
 
 
 def default_epochs(module: nn.Module, rows: int, batch_size: int) -> int:

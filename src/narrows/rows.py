@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
-from narrows.schema import Batch, Kind, Schema, Stream
+from narrows.prepare.transforms import TRANSFORMS
+from narrows.schema import KINDS, Batch, Kind, Schema, Stream
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
@@ -31,14 +31,6 @@ WINDOW = 131_072  # rows shuffled at once where data is streamed: a hundred batc
 FEW = 20  # rows of which none are held out at random: every one is needed for training
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """What the user knows better: column -> kind, and column -> transform."""
-
-    kinds: Mapping[str, Kind] = field(default_factory=dict)
-    transforms: Mapping[str, str] = field(default_factory=dict)
-
-
 class Rows:
     """Training and validation rows of a source.
 
@@ -47,7 +39,7 @@ class Rows:
         validation: share of the rows to hold out, or the rows to validate on.
         training: says how to hold out, how many bytes may be kept, and how long a batch is.
         seed: of the split and of the order of rows.
-        overrides: kinds and transforms that the user chose.
+        columns: column -> a kind, a transform, or both with a space between, where the ones chosen are wrong.
 
     Raises:
         DataError: for a source without rows, or with rows that cannot be modeled.
@@ -61,13 +53,14 @@ class Rows:
         validation: Any,
         training: Training,
         seed: int,
-        overrides: Overrides,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
         with naming(source):
             statistics = self._statistics()
-            self.preparer = Preparer.learn(statistics, kinds=overrides.kinds, transforms=overrides.transforms)
+            kinds, transforms = wishes(columns or {})
+            self.preparer = Preparer.learn(statistics, kinds=kinds, transforms=transforms)
             if not self.preparer.schema.cells:
                 raise DataError(
                     "no column has anything to learn from",
@@ -76,6 +69,10 @@ class Rows:
         self.count = statistics.rows
         self.resident = self.count * row_bytes(self.preparer.schema) <= training.budget
         self.batch_size = training.step_rows(self.count)
+        if training.optimizer == "gd" and not self.resident:
+            raise SettingError(
+                "optimizer='gd' on rows over the budget", "all rows in memory", "a larger budget, or sgd"
+            )
         self._train: Batch | None = None
         self._held: Batch | None = None
 
@@ -95,13 +92,17 @@ class Rows:
 
     def _split(self) -> Split | None:
         """How rows are held out; None where validation is given, unwanted or not affordable."""
+        column = self.training.group or self.training.time
         if not isinstance(self.wanted, float | int) or not self.wanted:
-            return None
-        if self.source.rows is not None and self.source.rows < FEW:
+            if column:
+                got = f"validation by column {column!r} beside validation={self.training.validation!r} or given rows"
+                raise SettingError(got, "a share of the rows to hold out, such as 0.1")
             return None
         split = Split(self.wanted, self.seed, self.training.group, self.training.time)
+        if column:
+            return split.learn(self.source)
         # a random share needs nothing of the data, and of few rows it may well hold out none
-        return split.learn(self.source) if self.training.group or self.training.time else split
+        return None if self.source.rows is not None and self.source.rows < FEW else split
 
     def streams(self, device: torch.device, weight: np.ndarray | None = None) -> tuple[Stream, Stream | None]:
         """Training rows, shuffled anew each epoch, and validation rows in order; None where there are none.
@@ -128,8 +129,7 @@ class Rows:
         validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
         if self._train is not None:
             return Resident(self._train.to(device), self.batch_size, self.seed), validation
-        window = max(1, WINDOW // self.batch_size) * self.batch_size
-        shuffle = Shuffle(self.source, self.split, self.seed, window)
+        shuffle = Shuffle(self.source, self.split, self.seed, self.window)
         return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
 
     def _checked(self, weight: np.ndarray) -> np.ndarray:
@@ -170,6 +170,15 @@ class Rows:
         if self._held is None:
             raise DataError(f"{source.name} has no rows to validate on", "at least one row")
         return self._held
+
+    @property
+    def window(self) -> int:
+        """Rows shuffled at once where data is streamed: whole batches, that a quarter of the budget holds.
+
+        Never less than a window of 32 MB: a budget of nothing still wants its rows mixed.
+        """
+        fit = max(self.training.budget / 4, 32e6) // row_bytes(self.preparer.schema)
+        return max(1, int(min(WINDOW, fit)) // self.batch_size) * self.batch_size
 
     @property
     def _limit(self) -> int:
@@ -250,6 +259,25 @@ class Thinned:
         """The rows kept, or None."""
         kept = [batch for batch in self.kept if len(batch)]
         return Batch.concat(kept) if kept else None
+
+
+def wishes(columns: Mapping[str, str]) -> tuple[dict[str, Kind], dict[str, str]]:
+    """Kinds and transforms by column, from the words that the user wrote.
+
+    Raises:
+        SettingError: for a word that is neither.
+    """
+    kinds: dict[str, Kind] = {}
+    transforms: dict[str, str] = {}
+    for column, words in columns.items():
+        for word in str(words).split():
+            if word in KINDS:
+                kinds[column] = word
+            elif word in TRANSFORMS:
+                transforms[column] = word
+            else:
+                raise SettingError(f"{word!r} for column {column!r}", f"one of {', '.join((*KINDS, *TRANSFORMS))}")
+    return kinds, transforms
 
 
 def row_bytes(schema: Schema) -> int:

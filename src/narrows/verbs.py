@@ -4,88 +4,33 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from narrows.errors import DataError, NarrowsError
-from narrows.files import refuse_unwritable
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
 from narrows.networks.dense import Dense
+from narrows.options import Choices, Flat, Layers, Reading, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import measure
+from narrows.tasks.evaluation import figure
 from narrows.train.settings import Training, Watch
 
-Flat = Parameter(name="*")
 SHOWN = 60  # columns listed for people
 NARROWEST = 72  # characters that a table of figures needs: cut figures would say nothing
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
-
-
-@dataclass
-class Choices:
-    """What to train."""
-
-    recipe: str = "plain"
-    """plain, linear, denoising or vae, with arguments as in `vae:beta=4`."""
-
-    latent: int | None = None
-    """Numbers in a row's code; by default half of the cells, at most 16."""
-
-    epochs: int | None = None
-    """Passes over the rows at most; by default chosen by their number."""
-
-    lr: float | None = None
-    """Peak learning rate; by default the optimizer's own."""
-
-    seed: int = 0
-    """Of every random draw: equal seeds, data and machines give equal files."""
-
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1."""
-
-    kind: dict[str, str] = field(default_factory=dict)
-    """Kind of a column, as `--kind.zip category`: number, category or date."""
-
-    transform: dict[str, str] = field(default_factory=dict)
-    """Transform of a column, as `--transform.income quantile`: standardize, minmax, quantile or none."""
-
-
-@dataclass
-class Reading:
-    """How to read the data."""
-
-    header: bool | None = None
-    """Whether the first line of a CSV file names the columns; found out by default."""
-
-
-@dataclass
-class Running:
-    """Where the run is kept and what it prints."""
-
-    run: Path | None = None
-    """Folder of the run: settings, metrics, checkpoint; by default the model's name with `.run`."""
-
-    resume: bool = False
-    """Go on from the run's checkpoint: the model is the same, bit for bit, as if it had never stopped."""
-
-    verbose: int = 1
-    """0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch."""
-
-    json: bool = False
-    """Print the result as JSON."""
 
 
 def fit(
@@ -93,9 +38,8 @@ def fit(
     *,
     out: Path,
     choices: Annotated[Choices | None, Flat] = None,
-    network: Annotated[Dense | None, Flat] = None,
+    layers: Annotated[Layers | None, Flat] = None,
     training: Annotated[Training | None, Flat] = None,
-    reading: Annotated[Reading | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
 ) -> int:
     """Train a model on data and write it to a file.
@@ -104,30 +48,30 @@ def fit(
         data: a file, glob, folder, URL or the word `digits`.
         out: the model file to write, such as m.narrows.
     """
-    choices, running = choices or Choices(), running or Running()
-    refuse_unwritable(out)  # said before hours of training, not after
-    source = open_source(data, header=(reading or Reading()).header)
+    choices, layers, running = choices or Choices(), layers or Layers(), running or Running()
+    refuse_output(out, data, suffix=".narrows")
     plan = Plan(
         recipe=choices.recipe,
         latent=choices.latent,
-        network=network or Dense(),
+        network=Dense(**vars(layers)),
         training=training or Training(),
         epochs=choices.epochs,
         lr=choices.lr,
         seed=choices.seed,
         device=choices.device,
-        kinds=choices.kind,  # type: ignore[arg-type]
-        transforms=choices.transform,
+        columns=choices.column,
     )
-    folder = running.run or out.with_name(f"{out.stem if out.suffix != '.run' else out.name}.run")
+    folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
+    source = open_source(data, header=running.header)
     model = fit_model(source, plan, learn={"baseline": learn_baseline}, watch=watch)
     _save(model, out, folder)
     facts = {key: value for key, value in model.facts.items() if key != "records"}
     if running.json:
-        print(jsonlib.dumps(facts, sort_keys=True))
+        print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model)}, sort_keys=True))
     else:
         _say(f"{out}: {_sentence(model)}")
+        _say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     return INTERRUPTED if facts["reason"] == "interrupted" else 0
 
 
@@ -150,7 +94,16 @@ def _sentence(model: Model) -> str:
     facts = model.facts
     rows, epochs = (f"{facts[word]:,} {word if facts[word] != 1 else word[:-1]}" for word in ("rows", "epochs"))
     held = f" and {facts['validation_rows']:,} held out" if facts["validation_rows"] else ""
-    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}; {epochs}, stopped by: {facts['reason']}"
+    losses = ", ".join(f"{name} {figure(value)}" for name, value in _best(model).items())
+    ended = f"{epochs}, stopped by: {facts['reason']}"
+    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}; {ended}; {losses}"
+
+
+def _best(model: Model) -> dict[str, float]:
+    """Losses a row of the record whose weights were kept."""
+    records, best = model.facts["records"], model.facts["best"]
+    names = {"loss": "loss", "val_loss": "validation loss"}
+    return {} if best is None else {text: records[best][key] for key, text in names.items() if key in records[best]}
 
 
 def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
@@ -161,7 +114,8 @@ def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | No
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv or .jsonl.
     """
-    fitted = load(model)
+    refuse_output(out, model, data)
+    fitted = _model(model, reading)
     names, rows = _code_names(fitted), _source(fitted, data, reading)
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
@@ -174,6 +128,10 @@ def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | No
 
 def _code_names(fitted: Model) -> list[str]:
     return [f"z{i}" for i in range(fitted.code_size)]
+
+
+def _model(path: Path, reading: Reading | None) -> Model:
+    return load(path, device=(reading or Reading()).device)
 
 
 def _source(fitted: Model, data: str, reading: Reading | None) -> Source:
@@ -190,7 +148,7 @@ def _as_columns(codes: np.ndarray, names: list[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(column) for column in codes.T], names)
 
 
-def decode(model: Path, codes: str, *, out: Path) -> None:
+def decode(model: Path, codes: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
     """Codes back to rows.
 
     Args:
@@ -198,7 +156,8 @@ def decode(model: Path, codes: str, *, out: Path) -> None:
         codes: codes as `encode` writes them.
         out: .npy, .parquet, .csv or .jsonl.
     """
-    fitted, source = load(model), open_source(codes)
+    refuse_output(out, model, codes)
+    fitted, source = _model(model, reading), open_source(codes, header=(reading or Reading()).header)
     names = _code_names(fitted)
     rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
     with naming(source):
@@ -230,7 +189,8 @@ def reconstruct(model: Path, data: str, *, out: Path, reading: Annotated[Reading
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv or .jsonl.
     """
-    fitted = load(model)
+    refuse_output(out, model, data)
+    fitted = _model(model, reading)
     rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(_source(fitted, data, reading)))
     write_rows(out, rows, fitted.preparer.arrow_schema)
 
@@ -243,7 +203,7 @@ def evaluate(model: Path, data: str, *, json: bool = False, reading: Annotated[R
         data: rows with the columns of the training data, best ones it was not trained on.
         json: print the result as JSON.
     """
-    fitted = load(model)
+    fitted = _model(model, reading)
     source = _source(fitted, data, reading)
     result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
@@ -269,8 +229,8 @@ def report(
         data: rows with the columns of the training data.
         out: the page, one self-contained HTML file.
     """
-    refuse_unwritable(out)
-    fitted = load(model)
+    refuse_output(out, model, data, suffix=".html")
+    fitted = _model(model, reading)
     write_report(fitted, _source(fitted, data, reading), out)
     _say(str(out))
 
@@ -282,31 +242,45 @@ def info(model: Path, *, json: bool = False) -> None:
         model: a .narrows file.
         json: print the facts as JSON.
     """
-    facts = _facts(load(model))
+    fitted = load(model)
     if json:
-        print(jsonlib.dumps(facts, sort_keys=True))
+        print(jsonlib.dumps(_facts(fitted), sort_keys=True))
         return
     table = Table(show_header=False, box=None)
-    for key, value in facts.items():
-        table.add_row(f"[bold]{key}[/]", Text(_lines(value) if isinstance(value, list) else str(value)))
+    for key, value in _described(fitted).items():
+        table.add_row(f"[bold]{key}[/]", Text(value))
     Console().print(table)
 
 
-def _lines(values: list[str]) -> str:
-    """One value a line, as many as a screen holds."""
-    more = [f"and {len(values) - SHOWN:,} more, which --json lists"] if len(values) > SHOWN else []
-    return "\n".join([*values[:SHOWN], *more])
-
-
 def _facts(model: Model) -> dict[str, Any]:
-    training = {key: value for key, value in model.facts.items() if key != "records"}
+    """What a model is, as data."""
+    training = {key: value for key, value in model.facts.items() if key not in ("records", "best")}
     return {
-        "recipe": str(model.recipe),
+        "recipe": asdict(model.recipe),
         "code": model.code_size,
-        "network": str(model.network) if model.network else "the user's own",
+        "network": asdict(model.network) if model.network else None,
         "weights": sum(p.numel() for p in model.module.parameters()),
         "cells": model.schema.cells,
-        "columns": [f"{c.name}: {c.kind} ({c.type}{'' if not c.shape else f', {c.shape}'})" for c in model.schema],
+        "columns": model.schema.to_json(),
         **training,
+        **_best(model),
         "parts": sorted(model.parts),
+    }
+
+
+def _described(model: Model) -> dict[str, str]:
+    """What a model is, for people."""
+    facts = _facts(model)
+    settings = facts.get("settings", {})
+    columns = [f"{c.name}: {c.kind} ({c.type}{'' if not c.shape else f', {c.shape}'})" for c in model.schema]
+    more = [f"and {len(columns) - SHOWN:,} more, which --json lists"] if len(columns) > SHOWN else []
+    network = model.network and str(model.network)
+    return {
+        "recipe": str(model.recipe),
+        "code": f"{model.code_size} numbers for {model.schema.cells:,} cells a row",
+        "network": f"{network or 'of the user'}; {facts['weights']:,} weights",
+        "columns": "\n".join([*columns[:SHOWN], *more]),
+        "trained": _sentence(model),
+        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "parts": ", ".join(facts["parts"]),
     }

@@ -1,0 +1,118 @@
+"""What the command line can be told: groups of options, whose field texts are its help, and where results may go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from narrows.errors import SettingError
+from narrows.files import refuse_unwritable
+
+Flat = Parameter(name="*")
+
+
+@dataclass
+class Choices:
+    """What to train."""
+
+    recipe: str = "plain"
+    """plain, linear, denoising or vae, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`."""
+
+    latent: int | None = None
+    """Numbers in a row's code; by default half of the cells, at most 16."""
+
+    epochs: int | None = None
+    """Passes over the rows at most; by default chosen by their number."""
+
+    lr: float | None = None
+    """Peak learning rate; by default the optimizer's own."""
+
+    seed: int = 0
+    """Of every random draw: equal seeds, data and machines give equal files."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+
+    column: Annotated[dict[str, str], Parameter(show_default=False)] = field(default_factory=dict)
+    """What a column is, where that was guessed wrong: `--column.zip category --column.income quantile`. Kinds: number,
+    binary, category, date, image. Transforms of numbers: standardize, minmax, quantile, none."""
+
+
+@dataclass
+class Layers:
+    """The networks."""
+
+    hidden: tuple[int, ...] | None = None
+    """Widths of the encoder's hidden layers: `--hidden 256 64`; by default chosen by the width of the data."""
+
+    decoder: tuple[int, ...] | None = None
+    """Widths of the decoder's hidden layers; by default the encoder's, mirrored."""
+
+    activation: str = "silu"
+    """Between layers: silu, relu, leaky_relu, elu, gelu, softplus, tanh, sigmoid, identity."""
+
+    norm: str = "none"
+    """Normalization before each activation: none, layer, batch."""
+
+    dropout: float = 0.0
+    """Share of hidden units silenced in training."""
+
+    residual: bool = False
+    """Add a hidden layer's input to its output wherever both have the same width."""
+
+    members: int | None = None
+    """Train this many networks side by side as an ensemble."""
+
+
+@dataclass
+class Reading:
+    """How to read the data, and where to compute."""
+
+    header: bool | None = None
+    """Whether the first line of a CSV file names the columns; found out by default."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+
+
+@dataclass
+class Running:
+    """Where the run is kept and what it prints."""
+
+    run: Path | None = None
+    """Folder of the run: settings, metrics, checkpoint; by default the model's name with `.run`."""
+
+    resume: bool = False
+    """Go on from the run's checkpoint: the model is the same, bit for bit, as if it had never stopped."""
+
+    verbose: int = 1
+    """0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch."""
+
+    json: bool = False
+    """Print the result as JSON."""
+
+    header: bool | None = None
+    """Whether the first line of a CSV file names the columns; found out by default."""
+
+
+def refuse_output(out: Path, *inputs: str | Path, suffix: str = "") -> None:
+    """Find out before any work that a result may not be written to `out`.
+
+    Args:
+        out: where the result is to go.
+        inputs: what the verb reads: none of them may be written over.
+        suffix: that `out` must have.
+
+    Raises:
+        SettingError: for another suffix, or a file that is read.
+        NarrowsError: for a place that cannot be written to.
+    """
+    if suffix and out.suffix != suffix:
+        raise SettingError(f"--out {out}", f"a name that ends in {suffix}", str(out.with_suffix(suffix)))
+    for name in inputs:
+        if out.exists() and Path(name).exists() and out.samefile(name):
+            raise SettingError(f"--out {out}, which is read here", "another file", "another name")
+    refuse_unwritable(out)
