@@ -163,6 +163,17 @@ def test_a_matrix_samples_fewer_rows_the_wider_it_is() -> None:
     assert Statistics(matrix(np.zeros((1, 28, 28))).schema).sample.names == []
 
 
+def test_a_fingerprint_tells_rows_from_others_however_they_are_cut() -> None:
+    values = {"x": np.arange(300.0), "s": ["a", "b", "c"] * 100, "d": pa.array(range(300), pa.timestamp("ns", "UTC"))}
+    rows = pa.RecordBatch.from_pydict(values)
+    print_ = collect(rows, 300).fingerprint()
+    assert print_ == collect(rows, 7).fingerprint() and len(print_) == 16
+    doubled, other = dict(values, x=np.arange(300.0) * 2), dict(values, s=["a", "b", "e"] * 100)
+    inside = dict(values, x=np.r_[0.0, 0.5, np.arange(2.0, 300)])
+    for changed in (doubled, other, inside):
+        assert collect(pa.RecordBatch.from_pydict(changed), 300).fingerprint() != print_
+
+
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_infinite_values_are_named_by_column_and_row(size: int) -> None:
     values = np.zeros(50)

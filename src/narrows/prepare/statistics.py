@@ -5,6 +5,7 @@ Nothing is chosen here: kinds, transforms and levels are picked from these figur
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 from narrows.errors import DataError
 from narrows.prepare.arrow import Cells, Values, plain, read_numbers, read_tensors, refuse_infinite, value_type
 from narrows.prepare.arrow_types import Nature, Type, nature
-from narrows.prepare.categories import Counts
+from narrows.prepare.categories import Counts, levels_to_json
 from narrows.prepare.dates import PARTS, read_dates
 from narrows.prepare.moments import Moments, Sample
 
@@ -147,6 +148,23 @@ class Statistics:
         ids = ids if keep is None else ids[keep]
         self.sample.update(ids, blocks)
         self.rows += len(ids)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that tell other rows from these: extremes, holes, frequent values and the sampled rows.
+
+        Unlike means, all of these are the same on every machine.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for name, column in self.columns.items():
+            digest.update(f"{name}|{column.type}|{column.shape}|{column.missing}".encode())
+            for figures in (column.moments.count, column.moments.low, column.moments.high):
+                digest.update(figures.tobytes())
+            if column.sampled:
+                digest.update(self.sample.cells(name).tobytes())
+            if column.counts is not None:
+                values, often = column.counts.ranked()
+                digest.update(f"{levels_to_json(values[:64])}{often[:64].tolist()}".encode())
+        return digest.hexdigest()
 
     def merge(self, other: Statistics) -> None:
         """Adds the pass over another part of the rows."""
