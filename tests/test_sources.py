@@ -173,6 +173,18 @@ def test_arrow_objects_of_any_library():
     assert open_source(source) is source
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["c", "b", "a"])])
+def test_categories_of_polars_can_be_decoded_written_and_read(kind, tmp_path):
+    values = ["a", None, "b", "a", None]
+    frame = pl.DataFrame({"c": pl.Series(values, dtype=kind)})
+    table = check(open_source(pl.concat([frame, frame.slice(1, 3)], rechunk=False)))
+    assert table["c"].type.ordered == isinstance(kind, pl.Enum)
+    decoded = [value for chunk in table["c"].chunks for value in chunk.dictionary_decode().to_pylist()]
+    assert decoded == table["c"].to_pylist() == [*values, None, "b", "a"]
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert table_of(open_source(tmp_path / "c.parquet"))["c"].to_pylist() == decoded
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -59,10 +59,12 @@ class ArraySource(Source):
 
 
 class TableSource(Source):
-    """An Arrow table in memory."""
+    """An Arrow table in memory; dictionaries of text views, polars' categories, become dictionaries of text."""
 
     def __init__(self, table: pa.Table, name: str) -> None:
-        self.name, self.schema = name, checked_names(table.schema, name)
+        checked_names(table.schema, name)
+        table = pa.table([_without_views(column) for column in table.columns], names=table.schema.names)
+        self.name, self.schema = name, table.schema
         self._table, self._rows = table.replace_schema_metadata(None), int(table.num_rows)
         self.pieces = tuple(range(-(-self._rows // PIECE_ROWS)))
 
@@ -74,6 +76,18 @@ class TableSource(Source):
         """See `Source.read`."""
         rows = self._table.slice(piece * PIECE_ROWS + skip, max(0, self.rows_of(piece) - skip))
         return numbered(piece, skip, rows.to_batches(max_chunksize=BATCH_ROWS))
+
+
+def _without_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column that pyarrow can decode, cast and write, which it cannot do with dictionaries of text views."""
+    kind = column.type
+    if not (pa.types.is_dictionary(kind) and pa.types.is_string_view(kind.value_type)):
+        return column
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()), ordered=kind.ordered)
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.dictionary(kind.index_type, pa.large_string(), kind.ordered))
 
 
 def open_object(data: Any) -> Source:
