@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,15 +36,22 @@ def small_module(recipe: str = "plain", width: int = WIDTH, latent: int = 4, dro
     schema = Schema((Column("x", "number", "float", shape=(width,), width=width),))
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return build(Recipe.parse(recipe), schema, latent, Dense(hidden=(16,), norm="batch", dropout=dropout))
+        network = Dense(hidden=() if recipe == "linear" else (16,), norm="batch", dropout=dropout)
+        return build(Recipe.parse(recipe), schema, latent, network)
 
 
 def small_run(
-    optimizer: str, folder: Path | None, resume: bool = False, every: float = 0.0, epochs: int = 6, fail_at: int = 0
+    optimizer: str,
+    folder: Path | None,
+    resume: bool = False,
+    every: float = 0.0,
+    epochs: int = 6,
+    fail_at: int = 0,
+    **more: Any,
 ) -> tuple[AutoencoderModule, History]:
     """Train on 100 rows with noise, dropout, validation, early stopping and a schedule."""
     module = small_module("denoising:noise=0.1,mask=0.2", dropout=0.1)
-    training = Training(batch_size=16, optimizer=optimizer, patience=3, tolerance=1e-9, checkpoint_every=every)
+    training = Training(batch_size=16, optimizer=optimizer, patience=3, tolerance=1e-9, checkpoint_every=every, **more)
     stream = FailingAt(fail_at) if fail_at else Resident(rows_of_rank(100), 16, seed=5)
     validation = Resident(rows_of_rank(40, seed=1), 16, shuffle=False)
     watch = Watch(folder=folder, resume=resume)

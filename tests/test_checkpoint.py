@@ -11,14 +11,20 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from narrows import tensorfile
 from narrows.errors import FitWarning, ModelFileError, NarrowsError, SettingError
-from small_run import small_run
+from narrows.train.checkpoint import RunFolder
+from narrows.train.loop import train
+from narrows.train.resident import Resident
+from narrows.train.settings import Training, Watch
+from small_run import rows_of_rank, small_module, small_run
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 KILLED = ("sgd", "adamw", "muon")
@@ -30,9 +36,11 @@ def same_bits(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def kill_after_random_epoch(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> None:
-    """Wait for a random line of the metrics, then a random moment, then SIGKILL."""
+    """Wait for a checkpoint and a random line of the metrics, then a random moment, then SIGKILL."""
     wanted, metrics = rng.randrange(3, 45), folder / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < wanted):
+        time.sleep(0.001)
+    while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
         time.sleep(0.001)
     time.sleep(rng.random() * 0.02)
     process.send_signal(signal.SIGKILL)
@@ -56,7 +64,7 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_not_been(t
 @pytest.mark.parametrize("optimizer", ["momentum", "adam", "muon"])
 def test_a_run_whose_source_fails_at_any_step_goes_on_exactly(tmp_path, optimizer):
     whole, expected = small_run(optimizer, None)
-    for step in (1, 2, 7, 8, 20, 42):  # first, second, last of an epoch, first of one, midway, very last
+    for step in (2, 3, 7, 8, 20, 42):  # after the first step; last of an epoch, first of one, midway, very last
         folder = tmp_path / str(step)
         with pytest.raises(ConnectionError):
             small_run(optimizer, folder, fail_at=step)
@@ -91,16 +99,75 @@ def test_the_folder_tells_what_ran(tmp_path):
 
 def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path):
     whole, _ = small_run("adamw", None)
-    assert same_bits(whole, small_run("adamw", tmp_path / "none", resume=True)[0])
+    with pytest.raises(ConnectionError):
+        small_run("adamw", tmp_path, fail_at=1)
+    with pytest.warns(FitWarning, match=r"no checkpoint in .*: training begins at the beginning"):
+        begun, _ = small_run("adamw", tmp_path, resume=True)
+    assert same_bits(whole, begun)
 
 
-def test_a_new_run_replaces_an_old_one(tmp_path):
+def test_a_new_run_replaces_an_unfinished_one_with_a_warning(tmp_path):
     with pytest.raises(ConnectionError):
         small_run("adamw", tmp_path, fail_at=20)
-    with pytest.raises(ConnectionError):
+    warned = pytest.warns(FitWarning, match=r"the unfinished run in .* is begun anew; --resume would have gone on")
+    with warned, pytest.raises(ConnectionError):
         small_run("sgd", tmp_path, fail_at=1)
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_killed_run_is_unfinished_whatever_run_json_holds(tmp_path):
+    for told in ("", "[1]", "{}", None):
+        small_run("adamw", tmp_path)
+        (tmp_path / "run.json").unlink()
+        if told is not None:
+            (tmp_path / "run.json").write_text(told)
+        with pytest.warns(FitWarning, match="begun anew"):
+            small_run("adamw", tmp_path)
+
+
+def test_a_new_run_replaces_a_finished_one_without_a_word(tmp_path):
+    small_run("adamw", tmp_path, epochs=1)
+    small_run("sgd", tmp_path, epochs=1)
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["optimizer"] == "sgd"
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    ours = [".checkpoint.0123456789ab.safetensors", ".run.0123456789ab.json", ".metrics.0123456789ab.jsonl"]
+    others = [".checkpoint.mine.safetensors", ".0123456789ab.json", "notes.txt"]
+    for name in ours + others:
+        (tmp_path / name).write_text("half")
+    small_run("adamw", tmp_path, epochs=1)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "checkpoint.safetensors", "metrics.jsonl", "run.json"])
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    stream, about = Resident(rows_of_rank(100), 16), {"hidden": (np.int64(16),), "share": np.float32(0.5)}
+    training = Training(batch_size=np.int64(16), clip=np.float32(1), patience=np.int32(4), weight_decay=np.float64(0.1))
+    watch = Watch(folder=tmp_path, about=about)
+    for resume in (False, True):
+        options = {"epochs": np.int64(2), "lr": np.float32(0.5), "seed": np.int64(3)}
+        train(small_module(), stream, None, training, watch=replace(watch, resume=resume), **options)
+    assert isinstance(training.batch_size, np.int64)  # stored as given
+    told = json.loads((tmp_path / "run.json").read_text())["settings"]
+    assert (told["batch_size"], told["lr"], told["epochs"], told["seed"]) == (16, 0.5, 2, 3)
+    assert (told["hidden"], told["share"]) == ([16], 0.5)
+
+
+def test_the_threads_told_are_those_before_training_changed_them(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        small_run("adamw", tmp_path, epochs=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert json.loads((tmp_path / "run.json").read_text())["machine"]["threads"] == 2
+
+
+def test_a_checkpoint_that_torch_cannot_write_costs_no_run(tmp_path):
+    with pytest.warns(FitWarning, match=r"run folder .*training goes on without"):
+        RunFolder(tmp_path, {}).save({}, {"nowhere": torch.empty(3, device="meta")})
+    assert os.listdir(tmp_path) == []
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -109,6 +176,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
         small_run("sgd", tmp_path, resume=True)
     with pytest.raises(SettingError, match="epochs=9"):
         small_run("adamw", tmp_path, resume=True, epochs=9)
+    with pytest.raises(SettingError, match=r"budget=0.0 .*budget=2000000000.0, as it began"):
+        small_run("adamw", tmp_path, resume=True, budget=0.0)  # rows would be read in another order
+    small_run("adamw", tmp_path, resume=True, time_limit=1e9, every=7.0)
 
 
 def test_a_checkpoint_of_another_module_is_refused(tmp_path):

@@ -15,9 +15,10 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from torch import Tensor
 from narrows import tensorfile
 from narrows.errors import FitWarning, NarrowsError, SettingError
 from narrows.files import atomic
-from narrows.train.settings import Record
+from narrows.train.settings import Record, plain
+from narrows.train.stops import FINISHED
 
-# Settings that may change between a run and its continuation: they do not decide what a step does.
-FREE = ("time_limit", "checkpoint_every", "budget")
+# Settings that may change between a run and its continuation: they go by the clock, which no run repeats anyway.
+FREE = ("time_limit", "checkpoint_every")
 
 
 @dataclass
@@ -40,23 +42,29 @@ class RunFolder:
 
     Args:
         path: of the folder; made if it is not there.
-        identity: what decides the outcome of the run, as plain JSON values by name.
+        identity: what decides the outcome of the run, by name: JSON values, numbers of any kind, or texts to be.
+        surroundings: the machine and the versions, as they are when this is made: training changes the threads.
     """
 
     path: Path
     identity: dict[str, Any]
+    surroundings: dict[str, Any] = field(default_factory=lambda: _surroundings())
+
+    def __post_init__(self) -> None:
+        self.identity = json.loads(json.dumps(self.identity, default=_plain))
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Facts and tensors of the checkpoint to go on from; None where there is none.
+        """Facts and tensors of the checkpoint to go on from; None, with a warning, where there is none.
 
         Raises:
             SettingError: when the checkpoint is of a run with other settings, naming those that differ.
             ModelFileError: when it is damaged or foreign.
         """
         if not self._checkpoint.exists():
+            _warn(f"no checkpoint in {self.path}: training begins at the beginning")
             return None
         facts, tensors = tensorfile.read(self._checkpoint, "checkpoint")
-        stored, wanted = facts.get("identity", {}), json.loads(json.dumps(self.identity))
+        stored, wanted = facts.get("identity", {}), self.identity
         other = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
         if other:
             now, then = (", ".join(f"{name}={of.get(name)!r}" for name in other) for of in (wanted, stored))
@@ -66,17 +74,22 @@ class RunFolder:
     def open(self, records: list[Record], resumed: bool) -> None:
         """Make the folder ready: its metrics end with `records`; an earlier run in it is replaced unless `resumed`.
 
+        Replacing a run that could have gone on gives a warning. What a kill left half-written is removed.
+
         Raises:
             NarrowsError: when the folder cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             if not resumed:
+                if self._unfinished():
+                    _warn(f"the unfinished run in {self.path} is begun anew; --resume would have gone on")
                 self._checkpoint.unlink(missing_ok=True)
                 self._description.unlink(missing_ok=True)
         except OSError as error:
             raise NarrowsError(f"no run folder {self.path}: {error.strerror}", hint="another folder") from None
-        self._describe(**{"resumed" if resumed else "started": _now()}, **_surroundings())
+        self._describe(**{"resumed" if resumed else "started": _now()}, **self.surroundings)
         with atomic(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(_line(record) for record in records), "utf-8")
 
@@ -101,11 +114,28 @@ class RunFolder:
     def _description(self) -> Path:
         return self.path / "run.json"
 
+    def _told(self) -> dict[str, Any]:
+        """What run.json says; nothing where it is not there or not ours."""
+        try:
+            told = json.loads(self._description.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    def _unfinished(self) -> bool:
+        """Whether resuming would train on: a run that ended as it was to, or diverged, would only do so again."""
+        return self._checkpoint.exists() and self._told().get("reason") not in (*FINISHED, "diverged")
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of `atomic` that a kill left: `.checkpoint.<12 hex digits>.safetensors`."""
+        for name in ("checkpoint.{}.safetensors", "run.{}.json", "metrics.{}.jsonl"):
+            for left in self.path.glob("." + name.format("[0-9a-f]" * 12)):
+                left.unlink()
+
     def _describe(self, **facts: Any) -> None:
         """Write run.json: what it said before, and these facts."""
-        before = json.loads(self._description.read_text("utf-8")) if self._description.exists() else {}
         with atomic(self._description) as temporary:
-            text = json.dumps({**before, "settings": self.identity, **facts}, indent=2, sort_keys=True)
+            text = json.dumps({**self._told(), "settings": self.identity, **facts}, indent=2, sort_keys=True)
             temporary.write_text(text + "\n", "utf-8")
 
     def _append(self, line: str) -> None:
@@ -115,8 +145,17 @@ class RunFolder:
     def _attempt(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except (NarrowsError, OSError, SafetensorError, ValueError) as error:
-            warnings.warn(FitWarning(f"run folder {self.path}: {error}; training goes on without"), stacklevel=2)
+        except (NarrowsError, OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
+            _warn(f"run folder {self.path}: {error or 'out of memory'}; training goes on without")
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(FitWarning(sentence), stacklevel=3)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: a number, or else the text of it."""
+    return plain(value) if isinstance(value, Real) else str(value)
 
 
 def _line(record: Record) -> str:

@@ -69,7 +69,8 @@ def train(
         raise SettingError(f"epochs={epochs}", "at least 1")
     if lr is not None and not 0 < lr < math.inf:
         raise SettingError(f"lr={lr}", "a number above 0, or None")
-    run = _Run(module, (stream, validation), training, epochs, lr, seed, watch or Watch())
+    rate = None if lr is None else float(lr)
+    run = _Run(module, (stream, validation), training.plain(), int(epochs), rate, int(seed), watch or Watch())
     with run.settled():
         warning = run.run()
     if warning:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -40,7 +41,8 @@ class Training:
     """Largest norm of the gradient, longer ones are shortened to it; none leaves them as they are."""
 
     patience: int | None = 10
-    """Stop after this many epochs without a better validation loss; counted once the learning rate is past half."""
+    """Stop after this many epochs without a better validation loss, counted once the learning rate is past half.
+    Does nothing where no rows are held out."""
 
     stop_loss: float | None = None
     """Stop once the validation loss, or without validation rows the training loss, is at or below this."""
@@ -103,6 +105,10 @@ class Training:
                 "optimizer='sgd' for smaller steps",
             )
 
+    def plain(self) -> Training:
+        """The same settings, their numbers of Python's own kinds: NumPy's neither go into JSON nor all into torch."""
+        return replace(self, **{name: plain(value) for name, value in self.get_params().items()})
+
     def step_rows(self, rows: int | None) -> int:
         """Rows of a step where an epoch has `rows` (None: unknown, then 512).
 
@@ -117,7 +123,7 @@ class Training:
                 raise SettingError("optimizer='gd' on an unknown number of rows", hint="another optimizer")
             return max(rows, 1)
         if self.batch_size is not None:
-            return self.batch_size
+            return int(self.batch_size)
         if rows is None:
             return 512
         return int(min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024))
@@ -144,12 +150,19 @@ class Watch:
     cells: Sequence[str] = ()
 
 
+def plain(value: Any) -> Any:
+    """A number of any kind as one of Python's own; anything else as it is."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+
+
 def _number(value: object, low: float, *, strict: bool = False, whole: bool = False) -> bool:
     """Whether `value` is a finite number (no bool), at or above `low`."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         return False
-    return math.isfinite(value) and (value > low if strict else value >= low)
+    number = float(value)
+    return math.isfinite(number) and (number > low if strict else number >= low)
 
 
 def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
