@@ -100,7 +100,8 @@ def test_report_is_one_page(place):
 def test_info_says_what_a_model_is(place):
     assert "town: category" in narrows("info", "homes.narrows", cwd=place).stdout
     facts = json.loads(narrows("info", "homes.narrows", "--json", cwd=place).stdout)
-    assert facts["code"] == 3 and facts["parts"] == ["baseline"]
+    assert facts["code"] == 3 and facts["parts"] == ["baseline"] and facts["settings"]["optimizer"] == "muon"
+    assert [column["kind"] for column in facts["columns"]][3:] == ["category", "date"]
 
 
 def test_options_come_from_a_file_and_the_command_line_comes_first(place):
@@ -118,6 +119,15 @@ def test_options_come_from_a_file_and_the_command_line_comes_first(place):
         "lattent"
         in narrows("fit", "homes.csv", "--config", "wrong.toml", "--out", "w.narrows", cwd=place, code=2).stderr
     )
+
+
+def test_what_a_column_is_can_be_said(place):
+    fit = ("fit", "homes.csv", "--latent", 2, "--epochs", 1, "--hidden", 8, 4, "--out", "k.narrows")
+    narrows(*fit, "--column.rooms", "category", "--column.size", "minmax", cwd=place)
+    model = load(place / "k.narrows")
+    assert model.network.hidden == (8, 4)
+    assert [model.schema[name].kind for name in ("rooms", "weight")] == ["category", "number"]
+    assert model.schema["size"].bounded and not model.schema["weight"].bounded
 
 
 def test_validation_by_group_by_time_and_from_a_file(place):
@@ -172,7 +182,7 @@ MISTAKES = [
     (("fit", "homes.csv", "--optimizer", "magic", "--out", "x.narrows"), 2, "optimizer"),
     (("fit", "homes.csv", "--latent", "many", "--out", "x.narrows"), 2, "latent"),
     (("fit", "homes.csv", "--group", "planet", "--out", "x.narrows"), 1, "planet"),
-    (("fit", "homes.csv", "--kind.town", "number", "--out", "x.narrows"), 1, "town"),
+    (("fit", "homes.csv", "--column.town", "number", "--out", "x.narrows"), 1, "town"),
     (("fit", "homes.csv"), 2, "out"),
     (("encode", "homes.csv", "homes.csv", "--out", "x.npy"), 1, "homes.csv"),
     (("encode", "homes.narrows", "digits", "--out", "x.npy"), 1, "town"),
@@ -180,6 +190,14 @@ MISTAKES = [
     (("decode", "homes.narrows", "homes.csv", "--out", "x.csv"), 1, "numbers"),
     (("info", "none.narrows"), 1, "none.narrows"),
     (("fly",), 2, "fly"),
+    (("fit", "homes.csv", "--out", "homes.csv"), 1, ".narrows"),
+    (("encode", "homes.narrows", "homes.csv", "--out", "homes.csv"), 1, "read here"),
+    (("reconstruct", "homes.narrows", "homes.csv", "--out", "./homes.csv"), 1, "read here"),
+    (("report", "homes.narrows", "homes.csv", "--out", "homes.narrows"), 1, ".html"),
+    (("fit", "homes.csv", "--group", "town", "--validation", 0, "--out", "x.narrows"), 1, "town"),
+    (("fit", "homes.csv", "--recipe", "linear", "--hidden", 5, "--out", "x.narrows"), 1, "hidden"),
+    (("fit", "homes.csv", "--optimizer", "gd", "--budget", 0, "--out", "x.narrows"), 1, "budget"),
+    (("fit", "homes.csv", "--column.rooms", "wide", "--out", "x.narrows"), 1, "quantile"),
     (("fit", "homes.csv", "--wings", "2", "--out", "x.narrows"), 2, "wings"),
 ]
 

@@ -226,7 +226,7 @@ class _Training(pydantic.BaseModel, extra="allow"):
     epochs: pydantic.NonNegativeInt
     reason: str
     best: pydantic.NonNegativeInt | None
-    records: list[dict[str, float]]
+    records: list[dict[str, int | float]]
 
     @pydantic.model_validator(mode="after")
     def best_is_a_record(self) -> _Training:
