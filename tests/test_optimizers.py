@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from narrows.errors import SettingError
+from narrows.networks.dense import MemberLinear
 from narrows.train.loop import train
 from narrows.train.optimizers import (
     DEFAULT_RATES,
     NEWTON_SCHULZ,
     WARM_UP,
+    Muon,
     clip,
     half_way,
     make_optimizer,
@@ -77,6 +79,24 @@ def test_muon_is_torchs_muon_on_matrices_and_adamw_on_the_rest():
         torch.testing.assert_close(mine, other, atol=2e-3, rtol=2e-2)
 
 
+@pytest.mark.parametrize("shape", [(5, 7, 20), (5, 20, 7), (1, 4, 4), (3, 1, 6), (2, 150, 130)])
+def test_a_muon_step_on_stacked_matrices_is_a_step_on_each(shape):
+    draw = torch.Generator().manual_seed(0)
+    stacked = nn.Parameter(torch.randn(shape, generator=draw))
+    each = [nn.Parameter(matrix.T.clone()) for matrix in stacked.detach()]  # as nn.Linear keeps them
+    together, alone = Muon([stacked], 0.1), Muon(each, 0.1)
+    for group in (*together.param_groups, *alone.param_groups):
+        group["lr"] = 0.1
+    for scale in (1.0, 1e-3, 10.0):
+        stacked.grad = scale * torch.randn(shape, generator=draw)
+        stacked.grad[0] *= 100  # a norm for each
+        for matrix, gradient in zip(each, stacked.grad, strict=True):
+            matrix.grad = gradient.T.clone()
+        together.step()
+        alone.step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([m.detach().T for m in each]), atol=1e-3, rtol=1e-3)
+
+
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 150), columns=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_orthogonal_maps_the_singular_values_and_nothing_else(rows, columns, seed):
@@ -99,7 +119,8 @@ class Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.dense = nn.Embedding(9, 4), nn.Linear(4, 6)
-        self.members = nn.Parameter(torch.ones(2, 3, 4))
+        self.members, self.filters = MemberLinear(4, 3, 2), nn.Conv1d(4, 3, 2)
+        self.scale = nn.Parameter(torch.ones(2, 1, 6))  # of two members
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
 
@@ -114,11 +135,15 @@ def test_muon_takes_matrices_only_and_decay_leaves_vectors_alone():
     assert kinds == {
         "dense.weight": "average",
         "words.weight": "exp_avg_sq",
-        "members": "exp_avg_sq",
+        "members.weight": "average",
+        "members.bias": "exp_avg_sq",
+        "filters.weight": "exp_avg_sq",
+        "filters.bias": "exp_avg_sq",
+        "scale": "exp_avg_sq",
         "dense.bias": "exp_avg_sq",
     }
     for name, weight in module.named_parameters():
-        shrunk = 1.0 if name in ("dense.bias", "frozen") else 0.95
+        shrunk = 1.0 if name.endswith("bias") or name in ("scale", "frozen") else 0.95
         torch.testing.assert_close(weight.detach(), shrunk * before[name])
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.train.devices import has_bfloat16
+from narrows.train.members import Stacks, clip_members, find_stacks
 from narrows.train.settings import OptimizerName, ScheduleName, Training
 
 DEFAULT_RATES: dict[OptimizerName, float] = {
@@ -59,12 +60,17 @@ class Optimizer:
     Args:
         parts: each with weights of its own.
         names: of all weights, for naming the state.
+        stacks: those of them that hold the weights of several members.
     """
 
-    def __init__(self, parts: Iterable[torch.optim.Optimizer], names: Mapping[Tensor, str]) -> None:
+    def __init__(
+        self, parts: Iterable[torch.optim.Optimizer], names: Mapping[Tensor, str], stacks: Stacks | None = None
+    ) -> None:
         self.parts, self.names = list(parts), dict(names)
         self.weights = [weight for part in self.parts for group in part.param_groups for weight in group["params"]]
         self._groups = [group for part in self.parts for group in part.param_groups]
+        self._stacked = [weight for weight in self.weights if stacks and weight in stacks]
+        self._single = [weight for weight in self.weights if not stacks or weight not in stacks]
 
     def step(self, lr: float) -> None:
         """Move the weights along their gradients with this learning rate, and drop the gradients."""
@@ -79,9 +85,17 @@ class Optimizer:
         for weight in self.weights:
             weight.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients there are."""
-        return [weight.grad for weight in self.weights if weight.grad is not None]
+    def clip(self, limit: float | None) -> float:
+        """Shorten gradients whose norm is above `limit`, for each member of an ensemble by itself.
+
+        Weights that members share, such as those of modules of the user's own, are clipped apart from the members'.
+
+        Returns:
+            The norm that all had together, NaN or infinite where they are.
+        """
+        single, stacked = _gradients(self._single), _gradients(self._stacked)
+        norm = clip(single, limit) if single else 0.0
+        return math.hypot(norm, clip_members(stacked, limit)) if stacked else norm
 
     def tensors(self) -> dict[str, Tensor]:
         """The state: `weight|entry` -> tensor."""
@@ -108,6 +122,11 @@ class Optimizer:
             part.state[weight][entry] = like.copy_(value)
 
 
+def _gradients(weights: list[Tensor]) -> list[Tensor]:
+    """The gradients there are."""
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are made orthogonal (Jordan et al. 2024), for matrices.
 
@@ -116,7 +135,7 @@ class Muon(torch.optim.Optimizer):
     float32 on CPUs without it (1.3 s against 0.05 s for a 1000 x 784 matrix). This one asks first.
 
     Args:
-        matrices: 2-D weights, or groups of them.
+        matrices: (rows, columns), or (members, rows, columns) for as many matrices; or groups of them.
         weight_decay: decoupled, as in AdamW.
     """
 
@@ -131,7 +150,7 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     update = self._update(matrix, matrix.grad, group["momentum"])
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
+                    matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape[-2:])) * group["lr"])
 
     def _update(self, matrix: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[matrix]
@@ -142,26 +161,28 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the closest matrix with orthonormal rows or columns: all singular values near 1.
+    """Nearly the closest matrix with orthonormal rows or columns, all singular values near 1; of each, if stacked.
 
     A quintic Newton-Schulz iteration with the coefficients of Jordan et al. (2024): few steps, singular values
     between about 0.7 and 1.2, those that were tiny still below.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp_min(1e-7)
-    if wide.shape[0] * wide.numel() >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
+    rows, columns = matrix.shape[-2:]
+    wide = matrix if rows <= columns else matrix.mT
+    wide = wide / torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    if min(rows, columns) * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
         wide = wide.bfloat16()
+    add_product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     for _ in range(NEWTON_SCHULZ):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+        gram = wide @ wide.mT
+        wide = add_product(wide, add_product(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
+    return wide if rows <= columns else wide.mT
 
 
 def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     """The optimizer that the settings name, over the weights of a module that want gradients.
 
-    Weight decay is for matrices and larger weights. Muon takes the 2-D weights, save those of embeddings; biases,
-    stacked weights of ensembles and the rest go to AdamW.
+    Weight decay is for matrices and larger weights. Muon takes the matrices, save those of embeddings; biases and the
+    rest go to AdamW. Each member of an ensemble is treated as the single network it stands for.
 
     Raises:
         SettingError: when the module has nothing to train.
@@ -169,7 +190,9 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     names: dict[Tensor, str] = {w: name for name, w in module.named_parameters() if w.requires_grad}
     if not names:
         raise SettingError("a module without weights to train", "at least one parameter")
-    return Optimizer(_parts(training, list(names), _embeddings(module)), names)
+    stacks, embeddings = find_stacks(module), _embeddings(module)
+    axes = {weight: stacks.axes(weight) for weight in names}
+    return Optimizer(_parts(training, axes, embeddings), names, stacks)
 
 
 def _embeddings(module: nn.Module) -> set[Tensor]:
@@ -177,11 +200,11 @@ def _embeddings(module: nn.Module) -> set[Tensor]:
     return {part.weight for part in module.modules() if isinstance(part, kinds)}
 
 
-def _parts(training: Training, weights: list[Tensor], embeddings: set[Tensor]) -> list[torch.optim.Optimizer]:
+def _parts(training: Training, axes: dict[Tensor, int], embeddings: set[Tensor]) -> list[torch.optim.Optimizer]:
     decay = training.weight_decay
     if training.optimizer == "muon":
-        matrices = [w for w in weights if w.ndim == 2 and w not in embeddings]
-        rest = _groups([w for w in weights if w.ndim != 2 or w in embeddings], decay)
+        matrices = [w for w in axes if axes[w] == 2 and w not in embeddings]
+        rest = _groups({w: axes[w] for w in axes if axes[w] != 2 or w in embeddings}, decay)
         muon = [Muon(matrices, decay)] if matrices else []
         return [*muon, *([torch.optim.AdamW(rest, fused=True)] if rest else [])]
     # Fused Adam is 5 times faster on a 1000 x 784 matrix (0.3 against 1.6 ms); fused plain SGD gains nothing.
@@ -192,14 +215,14 @@ def _parts(training: Training, weights: list[Tensor], embeddings: set[Tensor]) -
         "adam": lambda groups: torch.optim.Adam(groups, fused=True),
         "adamw": lambda groups: torch.optim.AdamW(groups, fused=True),
     }
-    return [makers[training.optimizer](_groups(weights, decay))]
+    return [makers[training.optimizer](_groups(axes, decay))]
 
 
-def _groups(weights: list[Tensor], decay: float) -> list[dict[str, Any]]:
+def _groups(axes: dict[Tensor, int], decay: float) -> list[dict[str, Any]]:
     """Parameter groups, vectors without weight decay; one group where there is none, as each costs a call."""
     if not decay:
-        return [{"params": weights, "weight_decay": 0.0}] if weights else []
-    groups = [([w for w in weights if w.ndim > 1], decay), ([w for w in weights if w.ndim <= 1], 0.0)]
+        return [{"params": list(axes), "weight_decay": 0.0}] if axes else []
+    groups = [([w for w in axes if axes[w] > 1], decay), ([w for w in axes if axes[w] <= 1], 0.0)]
     return [{"params": chosen, "weight_decay": share} for chosen, share in groups if chosen]
 
 

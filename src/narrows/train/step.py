@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from narrows.errors import DataError
 from narrows.schema import Batch, Stream
 from narrows.train.devices import choose_precision
-from narrows.train.optimizers import Optimizer, clip
+from narrows.train.optimizers import Optimizer
 from narrows.train.randomness import VALIDATION, seed_step
 from narrows.train.settings import Training
 from narrows.train.state import mass_of
@@ -69,7 +69,7 @@ class Stepper:
         seed_step(self.seed, number, self.device)
         total, value = self._loss(batch, "loss")
         total.backward()  # type: ignore[no-untyped-call]
-        norm = clip(self.optimizer.gradients(), self.clip)
+        norm = self.optimizer.clip(self.clip)
         if not math.isfinite(norm):
             raise Broken("norm of the gradient", norm, [])
         self.optimizer.step(lr)
