@@ -102,7 +102,8 @@ class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.rest = nn.Linear(WIDTH, 5), MemberLinear(5, 2, 3)
-        nn.init.ones_(self.rest.weight)
+        for weight in self.parameters():
+            nn.init.ones_(weight)
 
     def forward(self, batch: Batch) -> Tensor:
         return self.rest(self.first(batch.numbers)).square().sum()

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Batch
 from narrows.train.devices import choose_device, choose_precision, has_bfloat16, threads_for
 from narrows.train.loop import LONG, train
-from narrows.train.optimizers import half_way
+from narrows.train.optimizers import half_way, rate_share
 from narrows.train.randomness import mix
 from narrows.train.resident import Resident
 from narrows.train.settings import Training, Watch
@@ -264,6 +265,24 @@ def test_it_stops_when_time_is_out_within_an_epoch():
     history = fit(Mean(), rows=normal(20_000), batch_size=1, epochs=1000, time_limit=0.15)
     assert history.reason == "time" and history.records[-1]["seconds"] >= 0.15
     assert history.records[-1]["step"] % 20_000 and history.best == len(history.records) - 1
+
+
+def test_the_rate_falls_with_the_time_where_that_is_ahead_of_the_rows():
+    class Slow(Mean):
+        def forward(self, batch: Batch) -> Cells:
+            time.sleep(0.002)
+            return super().forward(batch)
+
+    history = fit(Slow(), schedule="cosine", epochs=1000, lr=1.0, time_limit=0.2)
+    times = [record["seconds"] / 0.2 for record in history.records]
+    assert history.reason == "time"
+    for record, before, after in zip(history.records[1:], times, times[1:], strict=False):
+        assert rate_share("cosine", after) <= record["lr"] <= rate_share("cosine", before)
+
+
+def test_a_time_limit_that_is_far_off_changes_nothing():
+    near, far = (fit(Mean(), schedule="one-cycle", time_limit=limit).facts() for limit in (None, 1e9))
+    assert near == far
 
 
 def test_a_callback_stops_it_and_every_callback_is_told():

@@ -2,7 +2,8 @@
 
 It trains anything whose `forward(batch)` gives a loss that can be totaled. Every draw is a function of (seed, step)
 and the state is whole between any two steps, so a run that was killed goes on bit for bit as if it had not been (on
-one kind of CPU). What it does not know: what the module is, and where the rows come from.
+one kind of CPU, and without a time limit, which lets the clock set the rate). What it does not know: what the module
+is, and where the rows come from.
 """
 
 from __future__ import annotations
@@ -170,9 +171,10 @@ class _Run:
             self._record()
 
     def _done(self) -> float:
-        """Share of the planned rows that has been seen."""
-        place = self.state.place
-        return (place.epoch + place.epoch_rows / self.rows) / self.epochs if self.rows else 0.0
+        """Share of the planned rows that has been seen, or of the time limit that is used up, whichever is more."""
+        place, limit = self.state.place, self.training.time_limit
+        rows = (place.epoch + place.epoch_rows / self.rows) / self.epochs if self.rows else 0.0
+        return rows if limit is None else max(rows, (time.monotonic() - self.began) / limit)
 
     def _close_epoch(self) -> None:
         """Record what is not yet recorded of the epoch, and go to the next or stop."""

@@ -51,7 +51,8 @@ class Training:
     """Stop once the training loss, or the weights, changed by less than this share from one epoch to the next."""
 
     time_limit: float | None = None
-    """Stop after this many seconds of training, those before a resume included."""
+    """Stop after this many seconds of training, those before a resume included. The learning rate falls with the
+    time used, where that is ahead of the rows, so a resumed run is as good then, but not the same bit for bit."""
 
     validation: float | str = 0.1
     """Share of the rows held out to choose the best weights and to stop early, or the data to do it on; 0 for none."""
