@@ -147,6 +147,35 @@ def test_row_weights_count():
     assert gain > 0 > loss
 
 
+def test_weights_of_files_and_tables_are_counted_by_their_rows(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    np.save(tmp_path / "x.npy", x)
+    weight = np.linspace(0, 1, 60)
+    wanted = quick().fit(x, sample_weight=weight).transform(x)
+    for rows in (str(tmp_path / "x.npy"), tmp_path / "x.npy"):
+        np.testing.assert_array_equal(quick().fit(rows, sample_weight=weight).transform(rows), wanted)
+    for rows in (x, str(tmp_path / "x.npy"), pd.DataFrame(x), pa.table({"a": x[:, 0], "b": x[:, 1]})):
+        for wrong in (weight[1:], weight[:, None], 1.0, -weight, np.zeros(60), ["heavy"] * 60):
+            with pytest.raises(SettingError, match="weight"):
+                quick(latent=1).fit(rows, sample_weight=wrong)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    x = np.random.default_rng(0).normal(size=(100, 4))
+    whole = quick(epochs=6).fit(x)
+    seconds = Training(checkpoint_every=0)
+    met = []
+    with pytest.raises(ZeroDivisionError):
+        quick(epochs=6, training=seconds).fit(
+            x, run=tmp_path, callbacks=[lambda record: met.append(record) or (len(met) == 3 and 1 / 0)]
+        )
+    ae = quick(epochs=6, training=seconds).fit(x, run=tmp_path, resume=True, callbacks=[met.append])
+    assert len(met) < 3 + 6 and len(ae.history_) == 6
+    np.testing.assert_array_equal(ae.transform(x), whole.transform(x))
+    with pytest.raises(SettingError, match="without a run"):
+        quick().fit(x, resume=True)
+
+
 def test_validation_rows_and_callbacks():
     x = np.random.default_rng(0).normal(size=(100, 4))
     met = []

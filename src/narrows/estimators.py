@@ -6,22 +6,23 @@ paths, Arrow streams and sources go to the river as they are.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from narrows.containers import container_of, is_pandas
 from narrows.errors import SettingError
 from narrows.fitting import Plan, fit
 from narrows.networks.dense import Dense
+from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
 from narrows.tasks.baseline import learn_baseline
 from narrows.train.settings import Training, Watch
@@ -84,6 +85,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         validation: Any = None,
         callbacks: Sequence[Callable[[dict[str, Any]], bool | None]] = (),
         run: str | Path | None = None,
+        resume: bool = False,
     ) -> Self:
         """Train on rows.
 
@@ -94,15 +96,19 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             validation: rows to choose the best weights by; None holds out a share (`training.validation`).
             callbacks: each called with the record of every epoch; training stops when one returns True.
             run: folder for settings, metrics and checkpoints.
+            resume: go on from the checkpoint in `run`, if there is one; `random_state` must be a number then.
 
         Raises:
             DataError: for rows that cannot be read or modeled.
             SettingError: for settings that do not fit.
         """
         rows = self._rows(X, reset=True)
-        weight = None if sample_weight is None else _weights(sample_weight, rows)
+        weight = None if sample_weight is None else _weights(sample_weight)
         modules = self._modules()
-        watch = Watch(folder=None if run is None else Path(run), verbose=self.verbose, callbacks=tuple(callbacks))
+        if resume and run is None:
+            raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
+        folder = None if run is None else Path(run)
+        watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
         learn = {"baseline": learn_baseline}
         self.model_ = fit(
             rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
@@ -111,7 +117,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
             self.n_features_in_ = len(self.feature_names_in_)
-        self._container = _container(X)
+        self._container = container_of(X, rows)
         self._n_features_out = self.model_.code_size
         return self
 
@@ -126,9 +132,12 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._container(self.model_.decode(np.asarray(Z)))
 
     def reconstruct(self, X: Any) -> Any:
-        """The rows as the model gives them back, in the container that `fit` was given; holes are filled."""
+        """The rows as the model gives them back, in the container that `fit` was given; holes are filled.
+
+        A data frame keeps its index, so that `df - ae.reconstruct(df)` is what the model misses.
+        """
         check_is_fitted(self)
-        return self._container(self.model_.reconstruct(self._rows(X, reset=False)))
+        return self._container(self.model_.reconstruct(self._rows(X, reset=False)), like=X)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """(n,) how well each row fits: higher is more normal."""
@@ -148,9 +157,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Rows as the river takes them, after scikit-learn's checks where it has any."""
         if _beyond_scikit_learn(X):
             return X
-        if _is_pandas(X):
+        if is_pandas(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
+        if isinstance(X, torch.Tensor):
+            X = tensor_to_array(X)
+        elif isinstance(X, np.ma.MaskedArray):  # scikit-learn would take what is masked for values
+            X = filled(X)
         return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=1)
 
     def _plan(self) -> Plan:
@@ -185,64 +198,12 @@ def _beyond_scikit_learn(X: Any) -> bool:
     """Whether rows are of a kind that scikit-learn has no checks for: files, streams, images."""
     if isinstance(X, str | Path | Source):
         return True
-    return not _is_pandas(X) and (hasattr(X, "__arrow_c_stream__") or getattr(X, "ndim", 2) > 2)
+    return not is_pandas(X) and (hasattr(X, "__arrow_c_stream__") or getattr(X, "ndim", 2) > 2)
 
 
-def _is_pandas(X: Any) -> bool:
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(X, pandas.DataFrame)
-
-
-def _weights(sample_weight: Any, rows: Any) -> np.ndarray:
-    weight = np.asarray(sample_weight, dtype=np.float32)
-    count = len(rows) if hasattr(rows, "__len__") else None
-    if weight.ndim != 1 or (count is not None and len(weight) != count):
-        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(count,)}!")
-    if not np.isfinite(weight).all() or (weight < 0).any():
-        raise SettingError("sample_weight with negative or missing values", "weights of at least 0")
-    if not weight.any():
-        raise SettingError("sample_weight of which every weight is zero", "some rows that count")
+def _weights(sample_weight: Any) -> np.ndarray:
+    """Row weights; what they must be is checked by `narrows.fitting.fit`, but for the one that scikit-learn words."""
+    weight = np.asarray(sample_weight)
+    if weight.dtype.kind in "biuf" and not weight.any():
+        raise SettingError("sample_weight, of which every weight is zero", "weights of some rows above 0")
     return weight
-
-
-def _container(X: Any) -> Callable[[pa.Table], Any]:
-    """Arrow table -> the kind of container that `X` is."""
-    if _is_pandas(X):
-        return _to_pandas
-    polars = sys.modules.get("polars")
-    if polars is not None and isinstance(X, polars.DataFrame):
-        return _to_polars
-    if isinstance(X, str | Path | Source) or hasattr(X, "__arrow_c_stream__"):
-        return _to_arrow
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(X, torch.Tensor):
-        return _to_tensor
-    return _to_array
-
-
-def _to_arrow(table: pa.Table) -> pa.Table:
-    return table
-
-
-def _to_pandas(table: pa.Table) -> Any:
-    return table.to_pandas()
-
-
-def _to_polars(table: pa.Table) -> Any:
-    import polars
-
-    return polars.from_arrow(table)
-
-
-def _to_array(table: pa.Table) -> np.ndarray:
-    if table.num_columns == 1 and isinstance(table.schema.types[0], pa.FixedShapeTensorType):
-        array: np.ndarray = table.column(0).combine_chunks().to_numpy_ndarray()
-        return array
-    objects: np.ndarray = table.to_pandas().to_numpy()  # an array of objects was fitted: mixed columns
-    return objects
-
-
-def _to_tensor(table: pa.Table) -> Any:
-    import torch
-
-    return torch.from_numpy(_to_array(table).copy())

@@ -96,7 +96,7 @@ def open_object(data: Any) -> Source:
     if isinstance(data, np.ndarray):
         return open_array(data, "ndarray")
     if module == "torch" and hasattr(data, "detach"):
-        return open_array(_tensor_to_array(data), "tensor")
+        return open_array(tensor_to_array(data), "tensor")
     if module == "scipy" and hasattr(data, "tocsr"):
         raise DataError(f"a sparse matrix of shape {data.shape}", "a dense array", "matrix.toarray(), if it fits")
     if module == "pandas" and hasattr(data, "columns"):
@@ -116,7 +116,7 @@ def open_array(array: NDArray[Any], name: str) -> Source:
         hint = "array.reshape(-1, 1) for one column, array.reshape(1, -1) for one row"
         raise DataError(f"{name} of {array.ndim} dimensions, shape {array.shape}", "rows and columns (n, d)", hint)
     if isinstance(array, np.ma.MaskedArray):
-        array = np.ma.filled(array.astype(np.result_type(array.dtype, np.float32)), np.nan)
+        array = filled(array)
     if array.dtype.kind in "biuf":
         return ArraySource(array, name)
     if array.dtype.kind not in "OUSTMm" or array.ndim > 2:
@@ -136,7 +136,17 @@ def _stored_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     raise DataError(f"{name} of dtype {dtype}", "an array of numbers")
 
 
-def _tensor_to_array(tensor: Any) -> NDArray[Any]:
+def filled(array: np.ma.MaskedArray[Any, Any]) -> NDArray[Any]:
+    """A masked array as floats with NaN where it is masked."""
+    return np.asarray(np.ma.filled(array.astype(np.result_type(array.dtype, np.float32)), np.nan))
+
+
+def tensor_to_array(tensor: Any) -> NDArray[Any]:
+    """A tensor of torch as an array; bfloat16, which numpy has not, as float32.
+
+    Raises:
+        DataError: for sparse tensors.
+    """
     if str(tensor.layout) != "torch.strided":
         raise DataError(f"a tensor of layout {tensor.layout}", "a dense tensor", "tensor.to_dense()")
     tensor = tensor.detach().cpu()
