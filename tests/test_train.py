@@ -353,6 +353,13 @@ class Later(Mean):
         return Cells(nll)
 
 
+class Steep(Mean):
+    """A finite loss with finite gradients whose squares are not."""
+
+    def forward(self, batch: Batch) -> Cells:
+        return Cells(super().forward(batch).nll + 1e30 * (self.mean - self.mean.detach()))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_broken_loss_before_an_epoch_is_over_is_an_error_that_names_step_and_column(value):
     module = Later(3, value)
@@ -375,14 +382,47 @@ def test_a_broken_loss_later_keeps_the_best_weights_with_a_warning():
 
 def test_a_broken_gradient_does_not_reach_the_weights():
     module = Later(2, 0.0, gradient_only=True)
-    with pytest.raises(TrainingError, match="norm of the gradient became"):
+    with pytest.raises(TrainingError, match=r"the gradient became (nan|inf) at step 2 \(epoch 1\), in mean;"):
         fit(module)
     assert module.mean.isfinite().all() and module.mean.any()
 
 
 def test_broken_validation_rows_are_named():
-    with pytest.raises(TrainingError, match="validation loss became nan"):
-        fit(Mean(), validation=broken_rows(40))
+    watch = Watch(cells=["age", "size", "sex"])
+    with pytest.raises(TrainingError, match=r"validation loss became nan at step 4 \(epoch 1\), in size;"):
+        fit(Mean(), validation=broken_rows(40), watch=watch)
+
+
+def test_broken_weights_are_named_with_the_last_step():
+    class Bursting(Mean):
+        steps = 0
+
+        def after_step(self) -> None:
+            self.steps += 1
+            if self.steps == 8:
+                self.mean.data[1] = -math.inf
+
+    with pytest.warns(FitWarning, match=r"the weights became inf at step 8 \(epoch 2\), in mean; the best .* epoch 1,"):
+        history = fit(Bursting())
+    assert history.reason == "diverged"
+
+
+def test_of_many_broken_gradients_the_one_nearest_the_loss_comes_first():
+    class Both(Mean):
+        def __init__(self) -> None:
+            super().__init__()
+            self.later = nn.Parameter(torch.zeros(3))
+
+        def forward(self, batch: Batch) -> Cells:
+            return Cells(super().forward(batch).nll + (self.mean * self.later).sqrt())
+
+    with pytest.raises(TrainingError, match=r"the gradient became nan at step 1 \(epoch 1\), in later, mean;"):
+        fit(Both())
+
+
+def test_a_norm_of_finite_gradients_may_be_infinite():
+    with pytest.raises(TrainingError, match=r"the norm of the gradient became inf at step 1 \(epoch 1\); wanted"):
+        fit(Steep())
 
 
 def test_a_rate_that_explodes_is_caught():

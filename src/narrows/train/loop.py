@@ -194,12 +194,12 @@ class _Run:
     def _record(self) -> None:
         """Validate, write down how training stands, keep the weights if they are the best, and judge."""
         place, history = self.state.place, self.state.history
-        if not self.state.finite():
-            raise Broken("weights", math.inf, [])
+        if broken := self.state.optimizer.broken():
+            raise Broken("weights", next(iter(broken.values())), place.step, weights=list(broken))
         record: Record = {"epoch": place.epoch + 1, "step": place.step, "rows": place.rows}
         record |= {"loss": place.loss / place.mass, "lr": place.lr}
         if self.validation is not None:
-            record["val_loss"] = self.stepper.validate(self.validation)
+            record["val_loss"] = self.stepper.validate(self.validation, place.step)
         if self.training.tolerance is not None and (change := self.state.change()) is not None:
             record["change"] = change
         record["seconds"] = place.seconds = time.monotonic() - self.began
@@ -248,18 +248,20 @@ class _Run:
     def _diverged(self, broken: Broken) -> str:
         """Say what broke, where and what to try; as an error where no epoch was finished."""
         self.state.history.reason = "diverged"
-        place, best = self.state.place, self.state.history.best_record
-        where = f"the {broken.what} became {broken.value} at step {place.step + 1} (epoch {place.epoch + 1})"
-        got = where + self._columns(broken.cells)
+        best, epoch = self.state.history.best_record, self.state.place.epoch + 1
+        cells = [self.watch.cells[cell] if cell < len(self.watch.cells) else f"cell {cell}" for cell in broken.cells]
+        where = _listed([*cells, *broken.weights])
+        got = f"the {broken.what} became {broken.value} at step {broken.step} (epoch {epoch}){where}"
         limit = f"a smaller clip (now {self.training.clip})" if self.training.clip else "clip=1.0"
         hint = f"a lower lr (now {self.peak:g}), {limit}, or precision='float32'"
         if best is None:
             raise TrainingError(got, "finite numbers", hint)
         return f"{got}; the best weights so far, of epoch {best['epoch']}, are kept; try: {hint}"
 
-    def _columns(self, cells: list[int]) -> str:
-        names = [self.watch.cells[cell] if cell < len(self.watch.cells) else f"cell {cell}" for cell in cells]
-        if not names:
-            return ""
-        rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f", in {', '.join(names[:3])}{rest}"
+
+def _listed(names: list[str]) -> str:
+    """Where it happened: the first three names, and how many more."""
+    if not names:
+        return ""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f", in {', '.join(names[:3])}{rest}"

@@ -97,6 +97,15 @@ class Optimizer:
         norm = clip(single, limit) if single else 0.0
         return math.hypot(norm, clip_members(stacked, limit)) if stacked else norm
 
+    def broken(self, gradients: bool = False) -> dict[str, float]:
+        """Weights that are not finite, or whose gradients are not: name -> NaN or infinity, from the loss backward."""
+        named = [(name, weight.grad if gradients else weight.detach()) for weight, name in self.names.items()]
+        return {
+            name: tensor.abs().max().item()
+            for name, tensor in reversed(named)
+            if tensor is not None and not bool(tensor.isfinite().all())
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """The state: `weight|entry` -> tensor."""
         return {

@@ -102,10 +102,6 @@ class State:
             self.history.best = len(self.history.records) - 1
             self.best = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
 
-    def finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return all(bool(weight.isfinite().all()) for weight in self.optimizer.weights)
-
     def change(self) -> float | None:
         """How far the weights moved since this was last asked, relative to their norm; None the first time."""
         now = {name: weight.detach().clone() for weight, name in self.optimizer.names.items()}

@@ -7,7 +7,7 @@ GPU that waits for the step to end. What it does not know: epochs, stops and fil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -36,11 +36,21 @@ class Loss(Protocol):
 
 
 class Broken(Exception):
-    """A number that is not finite: what it is, its value, and the cells it came from."""
+    """A number that is not finite.
 
-    def __init__(self, what: str, value: float, cells: list[int]) -> None:
-        super().__init__(what, value, cells)
-        self.what, self.value, self.cells = what, value, cells
+    Args:
+        what: it is.
+        value: NaN or infinite.
+        step: that made it, counted from 1.
+        cells: positions of those it came from.
+        weights: names of those it was met in.
+    """
+
+    def __init__(
+        self, what: str, value: float, step: int, cells: Sequence[int] = (), weights: Sequence[str] = ()
+    ) -> None:
+        super().__init__(what, value, step, cells, weights)
+        self.what, self.value, self.step, self.cells, self.weights = what, value, step, cells, weights
 
 
 class Stepper:
@@ -61,24 +71,30 @@ class Stepper:
         self._after: Callable[[], None] | None = getattr(module, "after_step", None)
 
     def step(self, batch: Batch, number: int, lr: float) -> float:
-        """Move the weights by a step with this number and learning rate; the loss before it.
+        """Move the weights by a step with this number (from 0) and learning rate; the loss before it.
 
         Raises:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
         seed_step(self.seed, number, self.device)
-        total, value = self._loss(batch, "loss")
+        total, value = self._loss(batch, "loss", number + 1)
         total.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.clip(self.clip)
         if not math.isfinite(norm):
-            raise Broken("norm of the gradient", norm, [])
+            broken = self.optimizer.broken(gradients=True)
+            what, value = ("gradient", next(iter(broken.values()))) if broken else ("norm of the gradient", norm)
+            raise Broken(what, value, number + 1, weights=list(broken))
         self.optimizer.step(lr)
         if self._after is not None:
             self._after()
         return value
 
-    def validate(self, stream: Stream) -> float:
+    def validate(self, stream: Stream, steps: int) -> float:
         """Mean loss over the rows of a stream, with draws that are the same each time.
+
+        Args:
+            stream: its epoch 0 is read.
+            steps: taken so far, to be named if the loss is broken.
 
         Raises:
             Broken: when it is not finite.
@@ -90,13 +106,13 @@ class Stepper:
         with torch.no_grad():
             for batch, _ in stream.epoch(0):
                 share = mass_of(batch)
-                loss, mass = loss + share * self._loss(batch, "validation loss")[1], mass + share
+                loss, mass = loss + share * self._loss(batch, "validation loss", steps)[1], mass + share
         self.module.train()
         if not mass:
             raise DataError("no validation rows", "at least one", "validation=0 to train without")
         return loss / mass
 
-    def _loss(self, batch: Batch, what: str) -> tuple[Tensor, float]:
+    def _loss(self, batch: Batch, what: str, step: int) -> tuple[Tensor, float]:
         if batch.numbers.device != self.device:
             batch = batch.to(self.device)
         with self._autocast():
@@ -104,7 +120,7 @@ class Stepper:
             total = loss.total()
         value = total.item()
         if not math.isfinite(value):
-            raise Broken(what, value, loss.broken())
+            raise Broken(what, value, step, cells=loss.broken())
         return total, value
 
     def _autocast(self) -> AbstractContextManager[object]:
