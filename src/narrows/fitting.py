@@ -24,7 +24,6 @@ from narrows.networks.dense import WIDEST, Dense
 from narrows.rows import Rows, wishes
 from narrows.schema import Batch, Schema
 from narrows.sources.source import open_source
-from narrows.tensorfile import checksum
 from narrows.train.devices import choose_device, products
 from narrows.train.loop import train
 from narrows.train.optimizers import DEFAULT_RATES
@@ -125,7 +124,7 @@ def fit(
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
-    about["data_fingerprint"] = checksum(*rows.preparer.to_file())[:16]
+    about["data_fingerprint"] = rows.fingerprint
     watch = replace(watch, cells=schema.cell_names, about=about)
     epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)

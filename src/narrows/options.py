@@ -111,7 +111,8 @@ def refuse_output(out: Path, *inputs: str | Path, suffix: str = "") -> None:
         NarrowsError: for a place that cannot be written to.
     """
     if suffix and out.suffix != suffix:
-        raise SettingError(f"--out {out}", f"a name that ends in {suffix}", str(out.with_suffix(suffix)))
+        better = out.with_suffix(suffix) if out.name else f"m{suffix}"
+        raise SettingError(f"--out {out}", f"a name that ends in {suffix}", str(better))
     for name in inputs:
         if out.exists() and Path(name).exists() and out.samefile(name):
             raise SettingError(f"--out {out}, which is read here", "another file", "another name")

@@ -66,7 +66,7 @@ class Rows:
                     "no column has anything to learn from",
                     "at least one with values, which for texts must not differ in every row",
                 )
-        self.count = statistics.rows
+        self.count, self.fingerprint = statistics.rows, statistics.fingerprint()
         self.resident = self.count * row_bytes(self.preparer.schema) <= training.budget
         self.batch_size = training.step_rows(self.count)
         if training.optimizer == "gd" and not self.resident:
