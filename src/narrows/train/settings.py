@@ -136,7 +136,7 @@ class Watch:
 
     Args:
         folder: of the run: its settings, metrics and checkpoint go there; None keeps nothing.
-        resume: go on from the folder's checkpoint; without one, training begins at the beginning.
+        resume: go on from the folder's checkpoint; without one, training begins at the beginning, with a warning.
         about: facts that a resumed run must share, such as the recipe and the data, by name; plain JSON values.
         verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
         callbacks: each is called with the record of every epoch; training stops when one returns True.
