@@ -37,6 +37,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(consume_multiple=True),  # `--hidden 256 64`
 )
+app.meta.suppress_keyboard_interrupt = False  # it does not take this over
 for verb, what in VERBS.items():
     app.command(f"narrows.verbs:{verb}", name=verb, help=what)
 
