@@ -44,7 +44,7 @@ class Embed(nn.Module):
         """The encoder's input."""
         parts = [self._values(batch)] if self.numbers else []
         if self.levels:
-            parts.append(self._one_hot(batch))
+            parts.append(one_hot(batch, self.sizes, self.starts, self.levels))
         if len(self.holes):
             parts.append(self._flags(batch))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -54,17 +54,24 @@ class Embed(nn.Module):
             return batch.numbers
         return batch.numbers.masked_fill(~batch.seen[:, : self.numbers] & self.hollow, 0.0)
 
-    def _one_hot(self, batch: Batch) -> Tensor:
-        """(B, levels): a one at each known level; nothing for "another level" and for unseen cells."""
-        known = batch.codes < self.sizes
-        if batch.seen is not None:
-            known = known & batch.seen[:, self.numbers :]
-        hot = batch.numbers.new_zeros(len(batch), self.levels + 1)
-        # what is not known lands in one spare column, which is cut off
-        where = torch.where(known, batch.codes + self.starts, self.levels)
-        return hot.scatter_(1, where, 1.0)[:, : self.levels]
-
     def _flags(self, batch: Batch) -> Tensor:
         if batch.seen is None:
             return batch.numbers.new_zeros(len(batch), len(self.holes))
         return (~batch.seen[:, self.holes]).to(batch.numbers.dtype)
+
+
+def one_hot(batch: Batch, sizes: Tensor, starts: Tensor, width: int) -> Tensor:
+    """(B, width): a one at each known level; nothing for "another level" and for unseen cells.
+
+    Args:
+        batch: whose codes are meant.
+        sizes: (M,) known levels of each category.
+        starts: (M,) where they begin among all.
+        width: known levels of all categories.
+    """
+    known = batch.codes < sizes
+    if batch.seen is not None:
+        known = known & batch.seen[:, batch.numbers.shape[1] :]
+    hot = batch.numbers.new_zeros(len(batch), width + 1)
+    # what is not known lands in one spare column, which is cut off
+    return hot.scatter_(1, torch.where(known, batch.codes + starts, width), 1.0)[:, :width]

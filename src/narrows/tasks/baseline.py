@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from narrows.errors import ModelFileError
 from narrows.fitted import Model, Part
+from narrows.model.embed import one_hot
 from narrows.schema import Batch, Schema
 from narrows.sources.source import Source
 from narrows.tasks.keep import Keep
@@ -76,11 +78,16 @@ class Baseline:
 
     @classmethod
     def of(cls, model: Model, source: Source) -> Baseline:
-        """The baseline that a model carries; for a model without, one learnt from the rows of `source`."""
+        """The baseline that a model carries; for a model without, one learnt from the rows of `source`.
+
+        Raises:
+            ModelFileError: for a part that is no PCA of rows like the model's.
+        """
         part, origin = model.parts.get(PART), "the training rows"
         if part is None:
             part = learn_baseline(model, (batch for _, batch in model.batches(source)))
             origin = "the evaluated rows"
+        _check(part, features_of(model.schema), model.code_size)
         return cls(model.schema, part.tensors["mean"], part.tensors["components"], origin)
 
 
@@ -92,7 +99,7 @@ def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
         batches: the training rows, each once, in any order.
     """
     schema = model.schema
-    width = schema.numbers + sum(schema.levels)
+    width = features_of(schema)
     blocks = (batch[start : start + BLOCK] for batch in batches for start in range(0, len(batch), BLOCK))
     fit = _fit_exactly if width <= EXACT else _fit_sample
     rows, mean, components = fit(schema, width, model.code_size, blocks)
@@ -100,16 +107,30 @@ def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
     return Part(facts, {"mean": mean.float(), "components": components.float().contiguous()})
 
 
+def _check(part: Part, width: int, code: int) -> None:
+    """Refuse a part that holds anything but a mean (F,) and at most `code` components (k, F), finite float32."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in part.tensors.items()}
+    rows = shapes.get("components", (code + 1,))[:1]
+    if shapes != {"mean": (width,), "components": (*rows, width)} or rows > (code,):
+        wanted = f"a mean of {width:,} features, and at most {code} components of as many"
+        raise ModelFileError(f"part {PART} of the model with tensors of shapes {shapes}", wanted)
+    for name, tensor in part.tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ModelFileError(f"part {PART} of the model: {name} ({tensor.dtype})", "finite float32 numbers")
+
+
+def features_of(schema: Schema) -> int:
+    """F, what PCA sees of a row: its numbers, and a feature for each known level."""
+    return schema.numbers + sum(schema.levels)
+
+
 def features(batch: Batch, schema: Schema) -> Tensor:
     """(B, F) numbers, then each category one-hot; a level that is not known is no level at all."""
     if not schema.levels:
         return batch.numbers
     sizes = torch.tensor(schema.levels)
-    starts = sizes.cumsum(0) - sizes
-    spare = int(sizes.sum())  # what is not known lands in one more column, which is cut off
-    hot = torch.zeros(len(batch), spare + 1)
-    hot.scatter_(1, torch.where(batch.codes < sizes, batch.codes + starts, spare), 1.0)
-    return torch.cat([batch.numbers, hot[:, :spare]], dim=1)
+    hot = one_hot(batch, sizes, sizes.cumsum(0) - sizes, sum(schema.levels))
+    return torch.cat([batch.numbers, hot], dim=1)
 
 
 def seen_features(batch: Batch, schema: Schema) -> Tensor | None:
