@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,11 @@ from rich.console import Console
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
 
-from narrows.errors import DataError, FitWarning
-from narrows.fitted import Model
+from narrows.errors import DataError, FitWarning, ModelFileError
+from narrows.fitted import Model, Part
+from narrows.fitted import load as load_model
+from narrows.fitting import Plan, fit
+from narrows.report.page import report
 from narrows.schema import Batch
 from narrows.sources.source import open_source
 from narrows.tasks import baseline as baselines
@@ -99,6 +104,74 @@ def test_baseline_of_pixels_without_holes():
     numbers, _ = Baseline.of(model, open_source("digits")).cells(batch)
     np.testing.assert_allclose(numbers, expected, atol=1e-4)
     assert model.parts["baseline"].facts == {"components": 8, "rows": 1797}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mean, components: {},
+        lambda mean, components: {"mean": mean},
+        lambda mean, components: {"mean": mean, "components": components, "more": mean},
+        lambda mean, components: {"mean": mean[:-1], "components": components},
+        lambda mean, components: {"mean": mean.unsqueeze(0), "components": components},
+        lambda mean, components: {"mean": mean, "components": components[:, :-1]},
+        lambda mean, components: {"mean": mean, "components": components[0]},
+        lambda mean, components: {"mean": mean, "components": components.repeat(3, 1)},
+        lambda mean, components: {"mean": mean, "components": torch.tensor(1.0)},
+        lambda mean, components: {"mean": mean * torch.nan, "components": components},
+        lambda mean, components: {"mean": mean, "components": components / 0},
+        lambda mean, components: {"mean": mean.double(), "components": components},
+        lambda mean, components: {"mean": mean.long(), "components": components},
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_even_where_its_file_is_sealed(mixed, tmp_path, change):
+    part = mixed.parts["baseline"]
+    facts = {**mixed.facts, "validation_rows": 0, "best": None}
+    changed = Part({}, change(part.tensors["mean"], part.tensors["components"]))
+    wrong = replace(mixed, facts=facts, parts={"baseline": changed})
+    wrong.save(tmp_path / "m.narrows")
+    model = load_model(tmp_path / "m.narrows")
+    with pytest.raises(ModelFileError, match="part baseline"):
+        evaluate(model, table())
+    with pytest.raises(ModelFileError, match="part baseline"):
+        report(model, table(), tmp_path / "page.html")
+
+
+def test_fewer_components_than_numbers_in_the_code_are_a_baseline(mixed):
+    tensors = mixed.parts["baseline"].tensors
+    few = replace(mixed, parts={"baseline": Part({}, {**tensors, "components": tensors["components"][:0].clone()})})
+    found = evaluate(few, table())
+    assert found.components == 0 and found.total.pca == pytest.approx(found.total.mean)
+
+
+ODD = [None, -1, 1.5, "x", [], {}, True, 10**400, float("nan"), [None], [{}], [{"epoch": 1}], [{"loss": 10**400}]]
+ODD += [
+    [{"epoch": "x", "loss": []}],
+    [{"epoch": 1, "loss": 2.0, "val_loss": None}],
+    [{"epoch": float("inf"), "loss": 1}],
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["rows", "validation_rows", "epochs", "reason", "best", "records", "seed"]),
+        st.sampled_from([*ODD, 0, 3]),
+    )
+)
+def test_odd_facts_of_training_break_neither_figures_nor_page(mixed, facts):
+    model = replace(mixed, facts=facts)
+    found = evaluate(model, table(40))
+    assert found.held is None or np.isfinite(found.held.validation)
+    with tempfile.TemporaryDirectory() as folder:
+        report(model, table(40), f"{folder}/page.html", rows=2, worst=1)
+
+
+def test_only_linear_networks_are_called_linear():
+    data = table()[["a", "b", "count"]]
+    modules = {"encoder": torch.nn.Linear(4, 2), "decoder": torch.nn.Linear(2, 3)}
+    for recipe, own, linear in (("linear", None, True), ("plain", None, False), ("linear", modules, False)):
+        assert evaluate(fit(data, Plan(recipe, 2, epochs=1), modules=own), data).linear == linear
 
 
 def test_wide_rows_get_randomized_pca_that_is_nearly_as_good(mixed, monkeypatch):

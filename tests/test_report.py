@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from narrows.errors import DataError, NarrowsError, SettingError
+from narrows.fitting import Plan, fit
+from narrows.networks.dense import Dense
 from narrows.report.charts import Axis, curves
 from narrows.report.page import report
 from narrows.report.pixels import as_image, png, shrunk, to_bytes
+from narrows.report.sections import about, training_curves
+from narrows.train.settings import Training
 from small_models import small_model
 
 VOID = {"meta", "img", "br", "path", "link", "hr"}
@@ -173,6 +178,43 @@ def test_a_model_without_records_or_baseline_still_has_a_page(tmp_path):
     model.facts = {"rows": 50}
     _, page = page_of(model, data, tmp_path / "page.html")
     assert "no record of its training" in page.words and "the evaluated rows" in page.words
+
+
+@pytest.mark.parametrize(
+    ("network", "recipe", "said"),
+    [
+        (Dense(hidden=()), "plain", "3 → 2 → 3"),
+        (Dense(hidden=(), decoder=(7,)), "plain", "3 → 2 → 7 → 3"),
+        (Dense(hidden=(9, 5)), "plain", "3 → 9 → 5 → 2 → 5 → 9 → 3"),
+        (Dense(hidden=(9, 5), decoder=()), "vae", "3 → 9 → 5 → 2 → 3"),
+        (Dense(), "linear", "3 → 2 → 3"),
+        (Dense(), "plain", "3 → 128 → 64 → 2 → 64 → 128 → 3"),
+    ],
+)
+def test_the_layers_told_are_those_there_are(network, recipe, said):
+    data = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    model = fit(data, Plan(recipe, 2, network, epochs=1, training=Training(validation=0)))
+    told = dict(about(model))["Network"]
+    assert told.startswith(f"{said}; ")
+    layers = [m for m in model.module.modules() if isinstance(m, torch.nn.Linear)]
+    outputs = [layer.out_features for layer in layers]
+    assert outputs == [
+        int(width) * (2 if recipe == "vae" and i == len(network.hidden or ()) else 1)
+        for i, width in enumerate(said.split(" → ")[1:])
+    ]
+
+
+def test_epochs_are_counted_where_long_ones_have_several_records(tmp_path):
+    data = table(50)
+    model = small_model(data, latent=2, steps=2)
+    records = [{"epoch": 1, "rows": 20 * (i + 1), "loss": 3.0 - i, "val_loss": 4.0} for i in range(3)]
+    model.facts |= {"rows": 60, "epochs": 1, "records": records, "best": 2, "validation_rows": 9}
+    said = dict(about(model))
+    assert said["Training"] == "1 epoch; stopped because all planned epochs were done"
+    assert said["Training rows"] == "60, and 9 held out for validation"
+    line = re.search(r'class="line loss" d="([^"]+)"', training_curves(model))[1]
+    across = [float(x) for x in re.findall(r"[ML]?(-?[\d.]+)[ ,]-?[\d.]+", line)]
+    assert len(set(across)) == 3 and across == sorted(across)
 
 
 def test_nothing_is_left_behind_when_it_cannot_be_done(tmp_path):

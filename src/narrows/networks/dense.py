@@ -92,9 +92,14 @@ class Dense:
     def build(self, inputs: int, features: int, code: int, outputs: int) -> tuple[nn.Module, nn.Module]:
         """An encoder `(..., inputs) -> (..., features)` and a decoder `(..., code) -> (..., outputs)`."""
         self.check()
+        down, up = self.widths(inputs, features, code, outputs)
+        return self._stack(down), self._stack(up)
+
+    def widths(self, inputs: int, features: int, code: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The widths that a row passes through: encoder, `inputs` to `features`, and decoder, `code` to `outputs`."""
         down = self.hidden if self.hidden is not None else default_hidden(inputs, code)
         up = self.decoder if self.decoder is not None else down[::-1]
-        return self._stack((inputs, *down, features)), self._stack((code, *up, outputs))
+        return (inputs, *down, features), (code, *up, outputs)
 
     def _stack(self, widths: Sequence[int]) -> nn.Sequential:
         """Layers through these widths; the last is linear."""

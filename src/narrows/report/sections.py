@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from narrows.fitted import Model
 from narrows.model.recipes import Recipe
-from narrows.networks.dense import default_hidden
 from narrows.report.cells import View, drawing, worst_cells
 from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
 from narrows.schema import Column
 from narrows.tasks.evaluate import terms
 from narrows.tasks.evaluation import GUESSES, ColumnErrors, Evaluation, figure, worst_columns
+from narrows.tasks.history import records, whole
 
 ERRORS = 60  # columns in the table of errors
 BLAMED = 4  # columns named for a bad row
@@ -37,20 +37,32 @@ REASONS = {
 
 def about(model: Model) -> list[tuple[str, str]]:
     """What the model is, as pairs of a word and a sentence."""
-    facts, schema = model.facts, model.schema
+    schema = model.schema
     weights = sum(weight.numel() for weight in model.module.parameters())
     members = f" for each of {model.members} members" if model.members else ""
-    held = facts.get("validation_rows")
-    rows = f"{facts['rows']:,}" + (f", and {held:,} held out for validation" if held else "")
-    stopped = REASONS.get(facts.get("reason", ""), "")
     return [
         ("Recipe", _recipe(model.recipe)),
         ("Code", f"{_count(model.latent, 'number')}{members}, for {_count(schema.cells, 'cell')} a row"),
         ("Network", f"{_layers(model)}; {weights:,} weights"),
         ("Columns", _kinds(model)),
-        ("Training rows", rows),
-        ("Training", f"{_count(len(_records(model)), 'epoch')}; stopped because {stopped}" if stopped else "unknown"),
+        ("Training rows", _rows(model)),
+        ("Training", _training(model)),
     ]
+
+
+def _rows(model: Model) -> str:
+    rows, held = whole(model, "rows"), whole(model, "validation_rows")
+    if rows is None:
+        return "unknown"
+    return f"{rows:,}" + (f", and {held:,} held out for validation" if held else "")
+
+
+def _training(model: Model) -> str:
+    """How long, and why it ended."""
+    epochs, reason = whole(model, "epochs"), str(model.facts.get("reason"))
+    parts = [] if epochs is None else [_count(epochs, "epoch")]
+    parts += [f"stopped because {REASONS[reason]}"] if reason in REASONS else []
+    return "; ".join(parts) or "unknown"
 
 
 def _recipe(recipe: Recipe) -> str:
@@ -67,23 +79,15 @@ def _layers(model: Model) -> str:
     """Widths through the whole network, input to output."""
     if model.network is None:
         return "the user's own encoder and decoder"
-    inputs, network = model.module.embed.width, model.network
-    down: tuple[int, ...] = (
-        () if model.recipe.slots().linear else network.hidden or default_hidden(inputs, model.latent)
-    )
-    up = () if model.recipe.slots().linear else down[::-1] if network.decoder is None else network.decoder
-    widths = (inputs, *down, model.latent, *up, model.module.likelihood.width)
-    return " \N{RIGHTWARDS ARROW} ".join(f"{width:,}" for width in widths)
+    network = replace(model.network, hidden=(), decoder=()) if model.recipe.slots().linear else model.network
+    code = model.latent
+    down, up = network.widths(model.module.embed.width, code, code, model.module.likelihood.width)
+    return " \N{RIGHTWARDS ARROW} ".join(f"{width:,}" for width in (*down, *up[1:]))
 
 
 def _kinds(model: Model) -> str:
     kinds = [column.kind for column in model.schema]
     return ", ".join(f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds))
-
-
-def _records(model: Model) -> list[dict[str, float]]:
-    records: list[dict[str, float]] = model.facts.get("records", [])
-    return records
 
 
 @dataclass(frozen=True)
@@ -113,14 +117,16 @@ def _error_row(column: ColumnErrors) -> ErrorRow:
 
 def training_curves(model: Model) -> Markup | None:
     """Training and validation loss over epochs; None where the model file has no record of them."""
-    records = _records(model)
-    if not records:
+    every = records(model)
+    if not every:
         return None
-    step = -(-len(records) // EPOCHS)
-    kept = [*records[:-1:step], records[-1]]
-    epochs = np.array([record["epoch"] for record in kept], dtype=np.float64)
+    step = -(-len(every) // EPOCHS)
+    kept = [*every[:-1:step], every[-1]]
+    rows = whole(model, "rows")  # an epoch of many steps has several records
+    passed = [record["rows"] / rows if rows and "rows" in record else record["epoch"] for record in kept]
+    epochs = np.array(passed, dtype=np.float64)
     series = [("loss", epochs, np.array([record["loss"] for record in kept], dtype=np.float64))]
-    if any(record.get("val_loss") is not None for record in kept):
+    if any("val_loss" in record for record in kept):
         held = np.array([record.get("val_loss", np.nan) for record in kept], dtype=np.float64)
         series.append(("held", epochs, held))
     return curves(series, "epoch", "loss per row")

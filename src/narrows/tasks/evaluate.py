@@ -25,6 +25,7 @@ from narrows.schema import Batch, Column
 from narrows.sources.source import Source
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluation import GUESSES, ColumnErrors, Errors, Evaluation
+from narrows.tasks.heldout import Beside
 
 BLOCK = 4_096  # rows compared at once: what bounds the memory
 Cells = tuple[Tensor, Tensor]
@@ -76,6 +77,7 @@ class _Tally:
         self.rows = self.seen = 0
         self.totals = dict.fromkeys(GUESSES, 0.0)
         self.losses: dict[str, float] = {}
+        self.held = Beside(model, drawn=bool(terms(model)))
         self.columns = {c.name: _Sums(c, _magnitude(model, c)) for c in model.schema if c.cells}
 
     def add(self, batch: Batch) -> None:
@@ -83,7 +85,7 @@ class _Tally:
         mask = batch.mask()
         self.rows += len(batch)
         self.seen += int(mask.sum())
-        self._add_losses(batch)
+        self._add_losses(batch, mask)
         guesses = {"model": self.model.cells(self.model.codes(batch)), "pca": self.baseline.cells(batch)}
         guesses["mean"] = self.baseline.typical()
         for name, cells in guesses.items():
@@ -111,8 +113,10 @@ class _Tally:
         gaps = (numbers - batch.numbers).masked_fill_(~mask[:, :split], 0.0)
         return float(gaps.square_().sum(dtype=torch.float64)) + 2.0 * missed
 
-    def _add_losses(self, batch: Batch) -> None:
-        costs = self.model.costs(batch).sum(0, dtype=torch.float64).tolist()
+    def _add_losses(self, batch: Batch, mask: Tensor) -> None:
+        rows = self.model.costs(batch)
+        self.held.add(batch, mask, rows)
+        costs = rows.sum(0, dtype=torch.float64).tolist()
         cells = self.model.schema.cells
         parts = {"reconstruction": sum(costs[:cells])} | dict(zip(terms(self.model), costs[cells:], strict=True))
         for name, cost in parts.items():
@@ -131,11 +135,12 @@ class _Tally:
             code=self.model.code_size,
             components=self.baseline.size,
             lossless=self.baseline.lossless,
-            linear=self.model.recipe.name == "linear",
+            linear=self.model.network is not None and self.model.recipe.slots().linear,
             baseline=self.baseline.origin,
             columns=tuple(columns),
             total=Errors(*(self.totals[name] / self.rows for name in GUESSES)),
             loss={name: cost / self.rows for name, cost in self.losses.items()},
+            held=self.held.result(self.rows),
         )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from narrows.tasks.heldout import HeldOut
+
 GUESSES = ("model", "pca", "mean")
 NONE = "-"
 NAME = 48  # characters of a column's name in a table
@@ -67,6 +69,7 @@ class Evaluation:
         total: squared error a row in prepared units: summed over the numbers of a row (pixels in [0, 1], standardized
             columns), plus 2 for each wrong category, the squared distance of two one-hot codes.
         loss: the model's own loss a row, in nats for likelihoods, by part; `reconstruction` is that of the cells.
+        held: that loss on rows held out from training, where the model tells it.
     """
 
     rows: int
@@ -80,10 +83,16 @@ class Evaluation:
     columns: tuple[ColumnErrors, ...]
     total: Errors
     loss: dict[str, float]
+    held: HeldOut | None = None
 
     @property
     def verdict(self) -> str:
-        """One plain sentence: is the model better than PCA of the same size, and than the mean?"""
+        """In plain words: is the model better than PCA of the same size, and than the mean? And are these rows new?"""
+        caution = self.held.caution if self.held and self.seen else ""
+        return f"{self._comparison} {caution}".rstrip()
+
+    @property
+    def _comparison(self) -> str:
         ours, pca, mean = self.total.model, self.total.pca, self.total.mean
         figures = f"squared error per row {figure(ours)} against {figure(pca)}"
         components = f"{self.components} component{'' if self.components == 1 else 's'}"
@@ -139,6 +148,8 @@ class Evaluation:
             "columns": columns,
             "squared_error_per_row": _by_guess(self.total),
             "loss_per_row": {"total": sum(self.loss.values()), **self.loss},
+            "validation_loss": self.held and _known(self.held.validation),
+            "evaluated_loss": self.held and _known(self.held.here),
             "verdict": self.verdict,
         }
 
@@ -153,7 +164,7 @@ class Evaluation:
 
         shown = worst_columns(self.columns, limit)
         title = f"Error of each column over {self.rows:,} row{'' if self.rows == 1 else 's'}"
-        notes = [f"PCA and mean learnt from {self.baseline}"]
+        notes = [f"PCA and mean learnt from {self.baseline}", *([self.held.sentence] if self.held else [])]
         if len(shown) < len(self.columns):
             notes.insert(0, f"the {len(shown)} of {len(self.columns)} columns that come back worst")
         table = Table(title=title, caption="; ".join(notes), caption_justify="left", title_justify="left")
