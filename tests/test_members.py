@@ -111,7 +111,7 @@ class Shared(nn.Module):
 
 def test_shared_weights_are_clipped_apart():
     module = Shared()
-    optimizer = make_optimizer(module, Training())
+    optimizer = make_optimizer(module, Training(optimizer="muon"))
     module(rows_of_rank(50)).backward()
     assert optimizer.clip(CLIP) > CLIP
     shared = math.hypot(*(weight.grad.norm().item() for weight in module.first.parameters()))

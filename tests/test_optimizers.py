@@ -23,6 +23,7 @@ from narrows.train.optimizers import (
     make_optimizer,
     orthogonal,
     rate_share,
+    settled,
 )
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
@@ -145,6 +146,15 @@ def test_muon_takes_matrices_only_and_decay_leaves_vectors_alone():
     for name, weight in module.named_parameters():
         shrunk = 1.0 if name.endswith("bias") or name in ("scale", "frozen") else 0.95
         torch.testing.assert_close(weight.detach(), shrunk * before[name])
+
+
+def test_auto_is_muon_unless_its_work_dwarfs_a_step():
+    def chosen(inputs, rows, **settings):
+        module = nn.Sequential(nn.Linear(inputs, 1024), nn.SiLU(), nn.Linear(1024, 512))
+        return settled(Training(**settings), module, rows).optimizer
+
+    assert [chosen(784, 512), chosen(3840, 64), chosen(3840, 1024)] == ["muon", "adamw", "muon"]
+    assert chosen(3840, 64, optimizer="muon") == "muon" and chosen(784, 512, optimizer="sgd") == "sgd"
 
 
 def test_a_module_with_nothing_to_train_is_refused():

@@ -26,7 +26,7 @@ from narrows.schema import Batch, Schema
 from narrows.sources.source import open_source
 from narrows.train.devices import choose_device, products
 from narrows.train.loop import train
-from narrows.train.optimizers import DEFAULT_RATES
+from narrows.train.optimizers import DEFAULT_RATES, settled
 from narrows.train.settings import Training, Watch
 
 Learner = Callable[[Model, Iterator[Batch]], Part]
@@ -127,6 +127,7 @@ def fit(
     about["data_fingerprint"] = rows.fingerprint
     watch = replace(watch, cells=schema.cell_names, about=about)
     epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
+    plan = replace(plan, training=settled(plan.training, module, rows.batch_size))
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0

@@ -147,8 +147,8 @@ class MemberLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, members: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs))
+        self.weight = nn.Parameter(torch.zeros(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """The product, with the members' axis third from the end."""

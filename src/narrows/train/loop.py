@@ -21,7 +21,7 @@ from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Stream
 from narrows.train.checkpoint import FREE, RunFolder
 from narrows.train.devices import denormals_as_zero, threads_for
-from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share
+from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share, settled
 from narrows.train.progress import Bar
 from narrows.train.randomness import kept
 from narrows.train.settings import Record, Training, Watch
@@ -71,6 +71,7 @@ def train(
     if lr is not None and not 0 < lr < math.inf:
         raise SettingError(f"lr={lr}", "a number above 0, or None")
     rate = None if lr is None else float(lr)
+    training = settled(training, module, training.step_rows(stream.rows))
     run = _Run(module, (stream, validation), training.plain(), int(epochs), rate, int(seed), watch or Watch())
     with run.settled():
         warning = run.run()

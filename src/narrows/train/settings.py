@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 
 from narrows.errors import SettingError
 
-OptimizerName = Literal["gd", "sgd", "momentum", "adam", "adamw", "muon"]
+OptimizerName = Literal["auto", "gd", "sgd", "momentum", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Record = dict[str, int | float]
@@ -28,8 +28,9 @@ class Training:
     batch_size: int | None = None
     """Rows of a step; by default the power of two nearest to a hundredth of the rows, between 32 and 1024."""
 
-    optimizer: OptimizerName = "muon"
-    """gd (all rows in one step), sgd, momentum, adam, adamw or muon (matrices by Muon, the rest by AdamW)."""
+    optimizer: OptimizerName = "auto"
+    """gd (all rows in one step), sgd, momentum, adam, adamw, muon (matrices by Muon, the rest by AdamW), or auto: muon
+    unless its work on wide layers would dwarf that of a step, then adamw."""
 
     schedule: ScheduleName = "one-cycle"
     """Course of the learning rate: constant, cosine (falls to 0) or one-cycle (warms up, then falls)."""
