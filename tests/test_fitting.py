@@ -128,10 +128,11 @@ def test_defaults_grow_with_the_data():
     assert default_latent(schema) == 5
     assert default_latent(Schema(schema.columns * 10)) == 16 and default_latent(Schema(schema.columns[:1])) == 1
     small, wide = torch.nn.Linear(10, 10), torch.nn.Linear(3000, 1000)
-    assert default_epochs(small, 30, 32) == 200
-    assert default_epochs(small, 20_000, 256) == 77
-    assert default_epochs(wide, 60_000, 512) == 22
-    assert default_epochs(small, 10**9, 1024) == 10
+    assert default_epochs(small, 30, 32, "muon") == 200
+    assert default_epochs(small, 20_000, 256, "muon") == 77
+    assert default_epochs(wide, 60_000, 512, "adamw") == 51
+    assert default_epochs(wide, 60_000, 512, "muon") == 11
+    assert default_epochs(small, 10**9, 1024, "adamw") == 10
 
 
 def test_codes_that_can_copy_are_warned_of():

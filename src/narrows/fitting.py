@@ -24,10 +24,10 @@ from narrows.networks.dense import WIDEST, Dense
 from narrows.rows import Rows, wishes
 from narrows.schema import Batch, Schema
 from narrows.sources.source import open_source
-from narrows.train.devices import choose_device, products
+from narrows.train.devices import choose_device
 from narrows.train.loop import train
-from narrows.train.optimizers import DEFAULT_RATES, settled
-from narrows.train.settings import Training, Watch
+from narrows.train.optimizers import DEFAULT_RATES, settled, step_work
+from narrows.train.settings import OptimizerName, Training, Watch
 
 Learner = Callable[[Model, Iterator[Batch]], Part]
 
@@ -126,8 +126,8 @@ def fit(
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
     about["data_fingerprint"] = rows.fingerprint
     watch = replace(watch, cells=schema.cell_names, about=about)
-    epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size)
     plan = replace(plan, training=settled(plan.training, module, rows.batch_size))
+    epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size, plan.training.optimizer)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
@@ -146,12 +146,12 @@ def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     }
 
 
-def default_epochs(module: nn.Module, rows: int, batch_size: int) -> int:
+def default_epochs(module: nn.Module, rows: int, batch_size: int, optimizer: OptimizerName) -> int:
     """As many epochs as make 6,000 steps, but from 10 to 200, and fewer where a step is much work.
 
-    The bound is 4e12 multiplications forward, which two cores do in about a minute and a half with their training.
+    The bound is 3.2e13 multiplications, which two cores do in about a minute and a half.
     """
-    steps = min(6000.0, 4e12 / max(1, products(module, batch_size)))
+    steps = min(6000.0, 3.2e13 / max(1, step_work(module, batch_size, optimizer)))
     return min(max(10, round(steps * batch_size / rows)), 200)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from narrows.errors import SettingError
 from narrows.train.devices import has_bfloat16
 from narrows.train.members import Stacks, clip_members, find_stacks
-from narrows.train.settings import ScheduleName, Training
+from narrows.train.settings import OptimizerName, ScheduleName, Training
 
 DEFAULT_RATES: dict[str, float] = {
     "gd": 0.5,
@@ -198,10 +198,18 @@ def settled(training: Training, module: nn.Module, rows: int) -> Training:
     """
     if training.optimizer != "auto":
         return training
-    shapes = [sorted(w.shape[-2:]) for w in module.parameters() if w.ndim > 1]
-    orthogonalizing = sum(NEWTON_SCHULZ * (2 * m * m * n + m**3) for m, n in shapes)
-    learning = sum(3 * rows * m * n for m, n in shapes)
-    return replace(training, optimizer="muon" if orthogonalizing <= DWARFED * learning else "adamw")
+    dwarfed = step_work(module, rows, "muon") > (1 + DWARFED) * step_work(module, rows, "adamw")
+    return replace(training, optimizer="adamw" if dwarfed else "muon")
+
+
+def step_work(module: nn.Module, rows: int, optimizer: OptimizerName) -> int:
+    """Multiplications in a step of `rows` rows: forward, backward, and what Muon adds to them."""
+    shapes = [
+        (w.numel() // (w.shape[-1] * w.shape[-2]), *sorted(w.shape[-2:])) for w in module.parameters() if w.ndim > 1
+    ]
+    learning = sum(3 * rows * e * m * n for e, m, n in shapes)
+    orthogonalizing = sum(NEWTON_SCHULZ * e * (2 * m * m * n + m**3) for e, m, n in shapes)
+    return learning + (orthogonalizing if optimizer == "muon" else 0)
 
 
 def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
