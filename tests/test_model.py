@@ -332,7 +332,16 @@ def test_impossible_recipes_are_refused_with_what_was_wanted(recipe, said):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"norm": "weight"}, {"dropout": 1}, {"members": 0}, {"hidden": (0,)}, {"members": 2, "norm": "batch"}]
+    "settings",
+    [
+        {"norm": "weight"},
+        {"dropout": 1},
+        {"members": 0},
+        {"hidden": (0,)},
+        {"dropout": "a"},
+        {"members": 2.0},
+        {"members": 2, "norm": "batch"},
+    ],
 )
 def test_impossible_networks_are_refused(settings):
     with pytest.raises(SettingError):

@@ -42,32 +42,6 @@ class Choices:
 
 
 @dataclass
-class Layers:
-    """The networks."""
-
-    hidden: tuple[int, ...] | None = None
-    """Widths of the encoder's hidden layers: `--hidden 256 64`; by default chosen by the width of the data."""
-
-    decoder: tuple[int, ...] | None = None
-    """Widths of the decoder's hidden layers; by default the encoder's, mirrored."""
-
-    activation: str = "silu"
-    """Between layers: silu, relu, leaky_relu, elu, gelu, softplus, tanh, sigmoid, identity."""
-
-    norm: str = "none"
-    """Normalization before each activation: none, layer, batch."""
-
-    dropout: float = 0.0
-    """Share of hidden units silenced in training."""
-
-    residual: bool = False
-    """Add a hidden layer's input to its output wherever both have the same width."""
-
-    members: int | None = None
-    """Train this many networks side by side as an ensemble."""
-
-
-@dataclass
 class Reading:
     """How to read the data, and where to compute."""
 

@@ -19,7 +19,7 @@ from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
 from narrows.networks.dense import Dense
-from narrows.options import Choices, Flat, Layers, Reading, Running, refuse_output
+from narrows.options import Choices, Flat, Reading, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
@@ -38,7 +38,7 @@ def fit(
     *,
     out: Path,
     choices: Annotated[Choices | None, Flat] = None,
-    layers: Annotated[Layers | None, Flat] = None,
+    network: Annotated[Dense | None, Flat] = None,
     training: Annotated[Training | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
 ) -> int:
@@ -48,12 +48,12 @@ def fit(
         data: a file, glob, folder, URL or the word `digits`.
         out: the model file to write, such as m.narrows.
     """
-    choices, layers, running = choices or Choices(), layers or Layers(), running or Running()
+    choices, running = choices or Choices(), running or Running()
     refuse_output(out, data, suffix=".narrows")
     plan = Plan(
         recipe=choices.recipe,
         latent=choices.latent,
-        network=Dense(**vars(layers)),
+        network=network or Dense(),
         training=training or Training(),
         epochs=choices.epochs,
         lr=choices.lr,

@@ -48,26 +48,28 @@ def activation(name: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Dense:
-    """Settings of a dense encoder-decoder pair.
-
-    Args:
-        hidden: widths of the encoder's hidden layers; empty for one linear map; None chooses by the width of the data
-            (see `default_hidden`).
-        decoder: widths of the decoder's hidden layers; None mirrors the encoder.
-        activation: between layers; SiLU reached lower errors than ReLU in the same time on MNIST.
-        norm: `layer` (without scale and shift, which the next layer absorbs) or `batch`, before each activation.
-        dropout: share of hidden units silenced in training, after each activation.
-        residual: add a hidden layer's input to its output wherever both have the same width (He et al. 2016).
-        members: train this many networks side by side; None for one.
-    """
+    """Settings of a dense encoder-decoder pair. The field texts are also the command line's help."""
 
     hidden: tuple[int, ...] | None = None
+    """Widths of the encoder's hidden layers, such as 256 64; by default two that step down from the data's width."""
+
     decoder: tuple[int, ...] | None = None
+    """Widths of the decoder's hidden layers; by default the encoder's, mirrored."""
+
     activation: Activation = "silu"
+    """Between layers; SiLU reached lower errors than ReLU in the same time on MNIST."""
+
     norm: Norm = "none"
+    """Normalization before each activation: layer (without scale and shift, which the next layer absorbs) or batch."""
+
     dropout: float = 0.0
+    """Share of hidden units silenced in training, after each activation."""
+
     residual: bool = False
+    """Add a hidden layer's input to its output wherever both have the same width (He et al. 2016)."""
+
     members: int | None = None
+    """Train this many networks side by side as an ensemble; by default one."""
 
     def check(self) -> None:
         """Refuse settings out of range.
@@ -82,9 +84,9 @@ class Dense:
                 raise SettingError(f"{name}={widths!r}", f"widths from 1 to {WIDEST:,}, such as (256, 64)")
         if self.norm not in ("none", "layer", "batch"):
             raise SettingError(f"norm={self.norm!r}", "none, layer or batch")
-        if not 0 <= self.dropout < 1:
+        if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):
             raise SettingError(f"dropout={self.dropout!r}", "a share from 0 up to, not including, 1")
-        if self.members is not None and not 0 < self.members <= WIDEST:
+        if self.members is not None and not (isinstance(self.members, int) and 0 < self.members <= WIDEST):
             raise SettingError(f"members={self.members!r}", f"from 1 to {WIDEST:,}, or None for a single network")
         if self.members is not None and self.norm == "batch":
             raise SettingError("norm='batch' with members", "norm='layer' or 'none'", "members cannot share statistics")
