@@ -248,6 +248,16 @@ def test_row_weights_are_repetitions(members):
     assert module.score(nothing).total() == 0
 
 
+def test_training_meets_unknown_levels_and_inference_takes_rows_as_they_are():
+    torch.manual_seed(0)
+    module, batch = made("plain", CODES), rows_of(CODES, count=20_000)
+    known = (batch.codes < torch.tensor([5, 2])).sum()
+    shown = module.train().embed(batch).sum()
+    assert 0.985 < shown / known < 0.995
+    assert module.eval().embed(batch).sum() == known
+    assert (module(batch).nll > 0).all()  # the loss counts the levels that were there
+
+
 def test_masking_hides_the_stated_share_and_the_loss_still_counts_it():
     torch.manual_seed(0)
     module = made("denoising:noise=0,mask=0.3").train()
