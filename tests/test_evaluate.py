@@ -29,7 +29,7 @@ from narrows.sources.source import open_source
 from narrows.tasks import baseline as baselines
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import as_floats, evaluate
-from narrows.tasks.evaluation import figure
+from narrows.tasks.figures import figure
 from narrows.tasks.keep import Keep
 from small_models import small_model
 

@@ -25,7 +25,7 @@ from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import measure
-from narrows.tasks.evaluation import figure
+from narrows.tasks.figures import figure
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people

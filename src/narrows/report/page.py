@@ -23,7 +23,7 @@ from narrows.report.gather import gather
 from narrows.report.sections import about, bad_rows, code_map, column_errors, training_curves
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
-from narrows.tasks.evaluation import figure
+from narrows.tasks.figures import figure
 
 
 def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: int = 8) -> None:

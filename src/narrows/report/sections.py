@@ -16,7 +16,8 @@ from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
 from narrows.schema import Column
 from narrows.tasks.evaluate import terms
-from narrows.tasks.evaluation import GUESSES, ColumnErrors, Evaluation, figure, worst_columns
+from narrows.tasks.evaluation import GUESSES, ColumnErrors, Evaluation, worst_columns
+from narrows.tasks.figures import figure
 from narrows.tasks.history import records, whole
 
 ERRORS = 60  # columns in the table of errors

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import floor, isfinite, isnan, log10, nan
+from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any
+
+from narrows.tasks.figures import NONE, figure
+from narrows.tasks.heldout import HeldOut
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from narrows.tasks.heldout import HeldOut
-
 GUESSES = ("model", "pca", "mean")
-NONE = "-"
 NAME = 48  # characters of a column's name in a table
 
 
@@ -189,21 +189,6 @@ def worst_columns(columns: tuple[ColumnErrors, ...], limit: int) -> list[ColumnE
 
     chosen = sorted(range(len(columns)), key=lambda i: -relative(columns[i]))[:limit]
     return [columns[i] for i in sorted(chosen)]
-
-
-def figure(value: float, measure: str = "rmse") -> str:
-    """A number for people: three or four digits that count, shares in percent, a dash for none."""
-    if isnan(value):
-        return NONE
-    if measure == "wrong":
-        return f"{value:.1%}"
-    size = abs(value)
-    if size == 0 or not isfinite(value):
-        return f"{value:g}"
-    if size >= 1e7 or size < 1e-4:
-        return f"{value:.2e}"
-    digits = 0 if size >= 1_000 else 1 if size >= 100 else 2 - min(0, floor(log10(size)))
-    return f"{value:,.{digits}f}"
 
 
 def _short(name: str) -> str:

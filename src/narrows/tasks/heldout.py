@@ -15,7 +15,7 @@ from torch import Tensor
 from narrows.fitted import Model
 from narrows.model.autoencoder import Loss
 from narrows.schema import Batch
-from narrows.tasks.evaluation import figure
+from narrows.tasks.figures import figure
 from narrows.tasks.history import validation_loss, whole
 from narrows.train.randomness import VALIDATION, kept, seed_step
 
