@@ -33,7 +33,7 @@ class ParquetSource(Source):
             sizes = [int(group.total_byte_size) for group in groups]
         self.schema = checked_names(schema, self.name)
         self.pieces = tuple(index for index, rows in enumerate(self._rows) if rows > 0)
-        self.open_bytes = max(BATCH_BYTES, min(max(sizes, default=0), len(schema.names) * _COLUMN_BYTES))
+        self.open_bytes = max(1 << 20, min(max(sizes, default=0), len(schema.names) * _COLUMN_BYTES))
         self._step = max(1, min(BATCH_ROWS, BATCH_BYTES * sum(self._rows) // max(1, sum(sizes))))
 
     def rows_of(self, piece: int) -> int:
