@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from narrows.train.settings import Training, Watch
 
 # Torch's OpenMP threads spin for milliseconds at the end of every product. Where another program has one of the cores,
-# that made a training step 20 to 30 times longer on two cores (1034 and 417 ms against 49 and 28); with a short spin an
+# that made a training step 15 to 21 times longer on two cores (417 and 1034 ms against 28 and 49); with a short spin an
 # idle machine is as fast (13 ms). Read when torch is loaded, so this works for `import narrows` before `import torch`.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

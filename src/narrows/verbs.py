@@ -21,6 +21,7 @@ from narrows.fitting import fit as fit_model
 from narrows.networks.dense import Dense
 from narrows.options import Choices, Flat, Reading, Running, refuse_output
 from narrows.report.page import report as write_report
+from narrows.report.sections import layers
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
@@ -274,11 +275,10 @@ def _described(model: Model) -> dict[str, str]:
     settings = facts.get("settings", {})
     columns = [f"{c.name}: {c.kind} ({c.type}{'' if not c.shape else f', {c.shape}'})" for c in model.schema]
     more = [f"and {len(columns) - SHOWN:,} more, which --json lists"] if len(columns) > SHOWN else []
-    network = model.network and str(model.network)
     return {
         "recipe": str(model.recipe),
         "code": f"{model.code_size} numbers for {model.schema.cells:,} cells a row",
-        "network": f"{network or 'of the user'}; {facts['weights']:,} weights",
+        "network": f"{layers(model)}; {facts['weights']:,} weights",
         "columns": "\n".join([*columns[:SHOWN], *more]),
         "trained": _sentence(model),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),

@@ -44,7 +44,7 @@ def about(model: Model) -> list[tuple[str, str]]:
     return [
         ("Recipe", _recipe(model.recipe)),
         ("Code", f"{_count(model.latent, 'number')}{members}, for {_count(schema.cells, 'cell')} a row"),
-        ("Network", f"{_layers(model)}; {weights:,} weights"),
+        ("Network", f"{layers(model)}; {weights:,} weights"),
         ("Columns", _kinds(model)),
         ("Training rows", _rows(model)),
         ("Training", _training(model)),
@@ -76,7 +76,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _layers(model: Model) -> str:
+def layers(model: Model) -> str:
     """Widths through the whole network, input to output."""
     if model.network is None:
         return "the user's own encoder and decoder"
