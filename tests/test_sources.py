@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from narrows.errors import DataError, DataWarning
 from narrows.sources import delimited
 from narrows.sources.inference import convert, joined_type, widened
+from narrows.sources.reading import Reading
 from narrows.sources.source import BATCH_ROWS, PIECE_BITS, open_source
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -412,12 +413,12 @@ def test_headers_are_found(tmp_path, text, names):
 
 def test_headers_may_be_told(tmp_path):
     path = csv(tmp_path, "red,big\nblue,small\nred,small\n")
-    assert open_source(path, header=True).schema.names == ["red", "big"]
-    assert open_source(path, header=True).rows == 2
+    assert open_source(path, reading=Reading(header=True)).schema.names == ["red", "big"]
+    assert open_source(path, reading=Reading(header=True)).rows == 2
     path = csv(tmp_path, "a,b\n1,2\n")
-    assert open_source(path, header=False).rows == 2
+    assert open_source(path, reading=Reading(header=False)).rows == 2
     with pytest.raises(DataError, match="more than one column named 'a'"):
-        open_source(csv(tmp_path, "a,a\n1,2\n"), header=True)
+        open_source(csv(tmp_path, "a,a\n1,2\n"), reading=Reading(header=True))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from narrows.errors import DataError, NarrowsError, SettingError
 from narrows.files import atomic
+from narrows.sources.reading import Reading
 from narrows.sources.source import open_source
 from narrows.sources.write import write_rows
 
@@ -64,7 +65,7 @@ def read(path, **options):
 def test_csv_gives_back_the_cells_and_types(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     assert write_rows(path, table.to_batches(max_chunksize=3), table.schema) == table.num_rows
-    again = read(path, header=True)
+    again = read(path, reading=Reading(header=True))
     assert again.to_pylist() == table.to_pylist()
     assert again.schema == table.schema
 

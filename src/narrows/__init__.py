@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from narrows.model.recipes import Recipe
     from narrows.networks.dense import Dense
     from narrows.report.page import report as write_report
+    from narrows.sources.reading import Reading
     from narrows.sources.source import Source, open_source
     from narrows.sources.write import write_rows
     from narrows.tasks.baseline import learn_baseline
@@ -38,6 +39,7 @@ _HOMES = {
     "ModelFileError": "narrows.errors",
     "NarrowsError": "narrows.errors",
     "Plan": "narrows.fitting",
+    "Reading": "narrows.sources.reading",
     "Recipe": "narrows.model.recipes",
     "SettingError": "narrows.errors",
     "Source": "narrows.sources.source",
@@ -60,6 +62,7 @@ __all__ = [
     "ModelFileError",
     "NarrowsError",
     "Plan",
+    "Reading",
     "Recipe",
     "SettingError",
     "Source",

@@ -25,6 +25,7 @@ from narrows.model.recipes import Recipe, build
 from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
+from narrows.sources.reading import Reading
 from narrows.sources.source import Source, naming, open_source
 from narrows.train.devices import choose_device
 
@@ -51,6 +52,7 @@ class Model:
         network: its dense networks; None where the user brought encoder and decoder.
         facts: of the training: rows, epochs, losses, why it stopped, seed. No clock, host or path.
         parts: name -> what a task learnt.
+        reading: how the training data was read.
     """
 
     preparer: Preparer
@@ -60,6 +62,7 @@ class Model:
     network: Dense | None
     facts: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def schema(self) -> Schema:
@@ -110,9 +113,15 @@ class Model:
         """(n,) how badly each row fits, in the loss's units over its seen cells: higher is more abnormal."""
         return self._gather((self.costs(batch).sum(1) for _, batch in self.batches(rows)), None)
 
-    def source(self, rows: Any, header: bool | None = None) -> Source:
-        """The source of rows that may be in text files: what was text in training is text again (see `open_source`)."""
-        return open_source(rows, header=header, texts=self.preparer.texts)
+    def source(self, rows: Any, reading: Reading | None = None) -> Source:
+        """The source of rows, read as the training data was: windows of the same length, texts where texts were.
+
+        Args:
+            rows: anything `open_source` takes.
+            reading: says of the file whether it has a header; the rest is known.
+        """
+        known = self.reading if reading is None else self.reading.of_file(reading)
+        return open_source(rows, reading=known, texts=self.preparer.texts)
 
     # tensors -> tensors, the river's own units
 
@@ -204,6 +213,7 @@ class Model:
             "network": asdict(self.network) if self.network else None,
             "training": self.facts,
             "parts": {name: part.facts for name, part in self.parts.items()},
+            "reading": self.reading.kept(),
         }
         tensorfile.write(path, "model", facts, tensors)
 
@@ -244,6 +254,7 @@ class _Facts(pydantic.BaseModel, extra="forbid"):
     network: Dense | None
     training: _Training
     parts: dict[str, dict[str, Any]]
+    reading: Reading = Reading()
 
 
 def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None, device: str = "cpu") -> Model:
@@ -277,7 +288,9 @@ def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None, devic
         raise ModelFileError(f"{path}: its network cannot be built: {error}", "a model written by Narrows") from None
     parts = {name: Part(part, tensorfile.under(f"parts.{name}.", tensors)) for name, part in known.parts.items()}
     module.to(choose_device(device))
-    return Model(preparer, module, recipe, known.latent, known.network, known.training.model_dump(), parts)
+    return Model(
+        preparer, module, recipe, known.latent, known.network, known.training.model_dump(), parts, known.reading
+    )
 
 
 def _check_modules(path: str | Path, network: Dense | None, modules: Mapping[str, nn.Module] | None) -> None:

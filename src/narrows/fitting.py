@@ -133,6 +133,7 @@ def fit(
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
     facts["settings"] = _settings(plan, rows.batch_size)
     model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else plan.network, facts)
+    model.reading = source.reading
     model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
     return model
 

@@ -42,11 +42,14 @@ class Choices:
 
 
 @dataclass
-class Reading:
-    """How to read the data, and where to compute."""
+class Applying:
+    """How to read the data at hand, and where to compute."""
 
     header: bool | None = None
     """Whether the first line of a CSV file names the columns; found out by default."""
+
+    strict: bool = False
+    """Refuse a folder with a broken image or sound, instead of leaving it out with a warning."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
@@ -67,9 +70,6 @@ class Running:
 
     json: bool = False
     """Print the result as JSON."""
-
-    header: bool | None = None
-    """Whether the first line of a CSV file names the columns; found out by default."""
 
 
 def refuse_output(out: Path, *inputs: str | Path, suffix: str = "") -> None:

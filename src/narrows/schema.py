@@ -5,8 +5,10 @@ blocks: all the numbers (standardized values, pixels, parts of dates), then the 
 
     numbers (B, N) float32 | codes (B, M) int64        cells C = N + M;  seen (B, C) bool
 
-A scalar column owns one cell; an array column (an image, a row of an unnamed matrix) owns one for each element;
-a date owns several. `Schema` says which cells belong to which column, and is all that a model knows of the data.
+A scalar column owns one cell; an array column (an image, a row of an unnamed matrix) owns one for each element; a date
+owns several, a text one code for each token, a bag one number for each known item. Bags stay sparse until `Batch.dense`
+writes their cells out behind the other numbers. `Schema` says which cells belong to which column, and is all that a
+model knows of the data.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
+from math import prod
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from narrows.errors import DataError
 
-Kind = Literal["number", "binary", "category", "date", "image"]
+Kind = Literal["number", "count", "binary", "category", "date", "image", "series", "audio", "tokens", "bag"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -35,9 +39,15 @@ class Column:
         type: Arrow type of one value, as text (`int64`, `timestamp[us, tz=UTC]`): reconstructions get it back.
         shape: of one value; `()` for a scalar, `(28, 28)` for an image, `(D,)` for a row of an unnamed matrix.
         width: number cells the column owns; 0 for categories, and for a column that was all missing.
-        levels: known levels of a category; the code `levels` stands for every rare or unseen one. 0 for numbers.
+        levels: known levels of a category, or tokens of a text; the code `levels` stands for every rare or unseen one.
+            0 for numbers. The last known token of a text, `levels - 1`, marks its end; cells behind it are unseen.
         holes: whether cells were missing while the preparer learnt.
         bounded: whether the prepared numbers lie in [0, 1], so that a Bernoulli likelihood suits them.
+        grid: how the first cells of an array column are arranged, positions first and channels last, for networks that
+            look at neighbors: (height, width, channels) of an image, (steps, channels) of a series or sound, (tokens,)
+            of a text. The `side` cells behind them (a ragged series' length, a window's own scale) have no place in
+            it. Empty for scalars, bags and plain matrices.
+        rate: samples per second of a sound.
     """
 
     name: str
@@ -48,20 +58,28 @@ class Column:
     levels: int = 0
     holes: bool = False
     bounded: bool = False
+    grid: tuple[int, ...] = ()
+    rate: int = 0
 
     @property
     def categorical(self) -> bool:
-        """Whether the column's one cell is a category code."""
+        """Whether the column's cells are codes: one of a category, or one for each token of a text."""
         return self.levels > 0
 
     @property
     def cells(self) -> int:
-        """Cells the column owns: its numbers, or one code."""
-        return 1 if self.categorical else self.width
+        """Cells the column owns: its numbers, or its codes."""
+        return prod(self.grid) if self.categorical else self.width
+
+    @property
+    def side(self) -> int:
+        """Cells that have no place in the grid; all of them where there is none."""
+        return self.cells - prod(self.grid) if self.grid else self.cells
 
     def cell_names(self) -> list[str]:
         """A name for each cell: the column's own, numbered where it owns several."""
-        return [self.name] if self.cells == 1 and not self.shape else [f"{self.name}{i}" for i in range(self.cells)]
+        single = self.cells == 1 and not self.shape and not self.grid
+        return [self.name] if single else [f"{self.name}{i}" for i in range(self.cells)]
 
 
 @dataclass(frozen=True)
@@ -93,9 +111,14 @@ class Schema:
         return sum(column.width for column in self.columns if not column.categorical)
 
     @cached_property
+    def dense(self) -> int:
+        """The number cells that are held densely: those of all columns but bags, which follow behind them."""
+        return sum(column.width for column in self.columns if not column.categorical and column.kind != "bag")
+
+    @cached_property
     def levels(self) -> tuple[int, ...]:
-        """Known levels of each category column (M entries)."""
-        return tuple(column.levels for column in self.columns if column.categorical)
+        """Known levels of each code cell (M entries): those of a text repeat for each of its tokens."""
+        return tuple(levels for c in self.columns if c.categorical for levels in [c.levels] * c.cells)
 
     @property
     def cells(self) -> int:
@@ -105,16 +128,13 @@ class Schema:
     @cached_property
     def spans(self) -> dict[str, slice]:
         """Where each column's cells stand among the C cells of a row."""
-        number, code = 0, self.numbers
-        spans = {}
+        blocks: tuple[list[Column], ...] = ([], [], [])  # numbers, bags, codes
         for column in self.columns:
-            start = code if column.categorical else number
-            spans[column.name] = slice(start, start + column.cells)
-            if column.categorical:
-                code += 1
-            else:
-                number += column.width
-        return spans
+            blocks[2 if column.categorical else 1 if column.kind == "bag" else 0].append(column)
+        ordered = [column for block in blocks for column in block]
+        starts = accumulate((column.cells for column in ordered), initial=0)
+        spans = {c.name: slice(start, start + c.cells) for c, start in zip(ordered, starts, strict=False)}
+        return {column.name: spans[column.name] for column in self.columns}
 
     def cells_where(self, **facts: object) -> list[int]:
         """Positions of the cells whose column has these facts, such as `holes=True`, in cell order."""
@@ -135,7 +155,59 @@ class Schema:
     @classmethod
     def from_json(cls, columns: list[Mapping[str, Any]]) -> Schema:
         """The schema that `to_json` wrote."""
-        return cls(tuple(Column(**{**column, "shape": tuple(column["shape"])}) for column in columns))
+        known = [{**column, **{key: tuple(column.get(key, ())) for key in ("shape", "grid")}} for column in columns]
+        return cls(tuple(Column(**column) for column in known))
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The cells of bags, B rows of them: only those above 0.
+
+    Args:
+        offsets: (B + 1,) int64: entries `offsets[i]` to `offsets[i + 1]` are those of row i.
+        cells: (E,) int64: place of each entry among the bags' cells, 0 for the first cell of the first bag.
+        values: (E,) float32.
+        width: cells of all bags.
+    """
+
+    offsets: Tensor
+    cells: Tensor
+    values: Tensor
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, rows: slice | Tensor) -> Sparse:
+        """The rows of a slice, or of a tensor of positions or of flags."""
+        places = torch.arange(len(self), device=self.offsets.device)[rows]
+        counts = self.offsets.diff()[places]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        starts = self.offsets[places] - offsets[:-1]
+        entries = torch.arange(int(offsets[-1]), device=self.offsets.device) + starts.repeat_interleave(counts)
+        return Sparse(offsets, self.cells[entries], self.values[entries], self.width)
+
+    def to(self, device: torch.device | str) -> Sparse:
+        """The same on another device."""
+        return Sparse(self.offsets.to(device), self.cells.to(device), self.values.to(device), self.width)
+
+    def dense(self) -> Tensor:
+        """(B, width) float32."""
+        rows = torch.arange(len(self), device=self.offsets.device).repeat_interleave(self.offsets.diff())
+        return self.values.new_zeros(len(self), self.width).index_put_((rows, self.cells), self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the tensors take."""
+        return self.offsets.nbytes + self.cells.nbytes + self.values.nbytes
+
+    @classmethod
+    def concat(cls, parts: list[Sparse]) -> Sparse:
+        """All rows, in order."""
+        counts = torch.cat([part.offsets.diff() for part in parts])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        cells, values = torch.cat([part.cells for part in parts]), torch.cat([part.values for part in parts])
+        return cls(offsets, cells, values, parts[0].width)
 
 
 @dataclass(frozen=True)
@@ -143,32 +215,51 @@ class Batch:
     """B prepared rows.
 
     Args:
-        numbers: (B, N) float32 in prepared units; where unseen, the training mean, never NaN.
+        numbers: (B, N) float32 in prepared units; where unseen, the training mean, never NaN. Beside `sparse` only the
+            numbers of the columns that are not bags.
         codes: (B, M) int64 in `0..levels`, the last meaning "another level"; where unseen, also that.
-        seen: (B, C) bool, numbers first; None says that every cell is there, and costs nothing.
+        seen: (B, C) bool, numbers first, without the bags' cells where they are sparse; None says that every cell is
+            there, and costs nothing.
         weight: (B,) float32 row weights; None weighs all rows alike.
+        sparse: the bags' cells, where they are not among the numbers.
     """
 
     numbers: Tensor
     codes: Tensor
     seen: Tensor | None = None
     weight: Tensor | None = None
+    sparse: Sparse | None = None
 
     def __len__(self) -> int:
         return self.numbers.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
-        """The rows of a slice (views) or of an index tensor (copies)."""
-        return self.map(lambda tensor: tensor[rows])
-
-    def map(self, change: Any) -> Batch:
-        """The batch with `change` applied to every tensor it holds."""
-        tensors = (self.numbers, self.codes, self.seen, self.weight)
-        return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]
+        """The rows of a slice (views), or of a tensor of positions or of flags (copies)."""
+        if isinstance(rows, Tensor) and rows.dtype == torch.long:  # faster than indexing
+            return self._map(lambda part: part.index_select(0, rows) if isinstance(part, Tensor) else part[rows])
+        return self._map(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return self.map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Any) -> Batch:
+        """The batch with `change` applied to everything it holds."""
+        parts = (self.numbers, self.codes, self.seen, self.weight, self.sparse)
+        return Batch(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
+
+    def dense(self) -> Batch:
+        """The batch with the bags' cells written out behind the other numbers; itself where there are none.
+
+        An item that is not in a bag is a seen zero.
+        """
+        if self.sparse is None:
+            return self
+        bags, at = self.sparse.dense(), self.numbers.shape[1]
+        seen = self.seen
+        if seen is not None:
+            seen = torch.cat([seen[:, :at], torch.ones_like(bags, dtype=torch.bool), seen[:, at:]], dim=1)
+        return Batch(torch.cat([self.numbers, bags], dim=1), self.codes, seen, self.weight)
 
     def with_seen(self, seen: Tensor | None) -> Batch:
         """The same rows with other cells counted as seen."""
@@ -184,19 +275,21 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tensors take."""
-        tensors = (self.numbers, self.codes, self.seen, self.weight)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        parts = (self.numbers, self.codes, self.seen, self.weight, self.sparse)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @classmethod
     def concat(cls, batches: list[Batch]) -> Batch:
         """One batch of all rows, in order; a mask or weights appear where any of the batches has them."""
         seen = any(batch.seen is not None for batch in batches)
         weight = any(batch.weight is not None for batch in batches)
+        sparse = [batch.sparse for batch in batches if batch.sparse is not None]
         return cls(
             torch.cat([batch.numbers for batch in batches]),
             torch.cat([batch.codes for batch in batches]),
             torch.cat([batch.mask() for batch in batches]) if seen else None,
             torch.cat([batch.weights() for batch in batches]) if weight else None,
+            Sparse.concat(sparse) if sparse else None,
         )
 
     def weights(self) -> Tensor:

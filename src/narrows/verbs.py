@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,10 @@ from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
 from narrows.networks.dense import Dense
-from narrows.options import Choices, Flat, Reading, Running, refuse_output
+from narrows.options import Applying, Choices, Flat, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.report.sections import layers
+from narrows.sources.reading import Reading
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
@@ -41,6 +42,7 @@ def fit(
     choices: Annotated[Choices | None, Flat] = None,
     network: Annotated[Dense | None, Flat] = None,
     training: Annotated[Training | None, Flat] = None,
+    reading: Annotated[Reading | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
 ) -> int:
     """Train a model on data and write it to a file.
@@ -64,7 +66,10 @@ def fit(
     )
     folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
-    source = open_source(data, header=running.header)
+    reading = reading or Reading()
+    if training and training.time and reading.stamp is None:
+        reading = replace(reading, stamp=training.time)
+    source = open_source(data, reading=reading)
     model = fit_model(source, plan, learn={"baseline": learn_baseline}, watch=watch)
     _save(model, out, folder)
     facts = {key: value for key, value in model.facts.items() if key != "records"}
@@ -107,7 +112,7 @@ def _best(model: Model) -> dict[str, float]:
     return {} if best is None else {text: records[best][key] for key, text in names.items() if key in records[best]}
 
 
-def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
+def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:
     """Rows to codes.
 
     Args:
@@ -116,8 +121,8 @@ def encode(model: Path, data: str, *, out: Path, reading: Annotated[Reading | No
         out: .npy, .parquet, .csv or .jsonl.
     """
     refuse_output(out, model, data)
-    fitted = _model(model, reading)
-    names, rows = _code_names(fitted), _source(fitted, data, reading)
+    fitted = _model(model, applying)
+    names, rows = _code_names(fitted), _source(fitted, data, applying)
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
         batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
@@ -131,13 +136,19 @@ def _code_names(fitted: Model) -> list[str]:
     return [f"z{i}" for i in range(fitted.code_size)]
 
 
-def _model(path: Path, reading: Reading | None) -> Model:
-    return load(path, device=(reading or Reading()).device)
+def _model(path: Path, applying: Applying | None) -> Model:
+    return load(path, device=(applying or Applying()).device)
 
 
-def _source(fitted: Model, data: str, reading: Reading | None) -> Source:
+def _source(fitted: Model, data: str, applying: Applying | None) -> Source:
     """Rows for a model, read as the command line says."""
-    return fitted.source(data, (reading or Reading()).header)
+    return fitted.source(data, _of_file(applying))
+
+
+def _of_file(applying: Applying | None) -> Reading:
+    """What the command line says of the file at hand."""
+    known = applying or Applying()
+    return Reading(header=known.header, strict=known.strict)
 
 
 def _as_matrix(codes: np.ndarray) -> pa.RecordBatch:
@@ -149,7 +160,7 @@ def _as_columns(codes: np.ndarray, names: list[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(column) for column in codes.T], names)
 
 
-def decode(model: Path, codes: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
+def decode(model: Path, codes: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:
     """Codes back to rows.
 
     Args:
@@ -158,7 +169,7 @@ def decode(model: Path, codes: str, *, out: Path, reading: Annotated[Reading | N
         out: .npy, .parquet, .csv or .jsonl.
     """
     refuse_output(out, model, codes)
-    fitted, source = _model(model, reading), open_source(codes, header=(reading or Reading()).header)
+    fitted, source = _model(model, applying), open_source(codes, reading=_of_file(applying))
     names = _code_names(fitted)
     rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
     with naming(source):
@@ -182,7 +193,7 @@ def _record_batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
         yield from table.to_batches()
 
 
-def reconstruct(model: Path, data: str, *, out: Path, reading: Annotated[Reading | None, Flat] = None) -> None:
+def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:
     """Rows to codes and back: what the model keeps of them, with holes filled.
 
     Args:
@@ -191,12 +202,12 @@ def reconstruct(model: Path, data: str, *, out: Path, reading: Annotated[Reading
         out: .npy, .parquet, .csv or .jsonl.
     """
     refuse_output(out, model, data)
-    fitted = _model(model, reading)
-    rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(_source(fitted, data, reading)))
+    fitted = _model(model, applying)
+    rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(_source(fitted, data, applying)))
     write_rows(out, rows, fitted.preparer.arrow_schema)
 
 
-def evaluate(model: Path, data: str, *, json: bool = False, reading: Annotated[Reading | None, Flat] = None) -> None:
+def evaluate(model: Path, data: str, *, json: bool = False, applying: Annotated[Applying | None, Flat] = None) -> None:
     """Reconstruction error per column, against PCA of the same size and the mean.
 
     Args:
@@ -204,8 +215,8 @@ def evaluate(model: Path, data: str, *, json: bool = False, reading: Annotated[R
         data: rows with the columns of the training data, best ones it was not trained on.
         json: print the result as JSON.
     """
-    fitted = _model(model, reading)
-    source = _source(fitted, data, reading)
+    fitted = _model(model, applying)
+    source = _source(fitted, data, applying)
     result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
         print(jsonlib.dumps(result.to_json(), sort_keys=True))
@@ -221,7 +232,7 @@ def report(
     data: str,
     *,
     out: Path = Path("report.html"),
-    reading: Annotated[Reading | None, Flat] = None,
+    applying: Annotated[Applying | None, Flat] = None,
 ) -> None:
     """A page to look at: curves, reconstructions, errors, a map of the codes, the worst rows.
 
@@ -231,8 +242,8 @@ def report(
         out: the page, one self-contained HTML file.
     """
     refuse_output(out, model, data, suffix=".html")
-    fitted = _model(model, reading)
-    write_report(fitted, _source(fitted, data, reading), out)
+    fitted = _model(model, applying)
+    write_report(fitted, _source(fitted, data, applying), out)
     _say(str(out))
 
 

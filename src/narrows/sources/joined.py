@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from narrows.errors import DataError
 from narrows.sources.paths import File, format_of
+from narrows.sources.reading import Reading
 from narrows.sources.source import PIECE_BITS, Source, checked_names, row_in_piece
 
 
@@ -53,23 +54,23 @@ class Joined(Source):
             yield piece << PIECE_BITS | row_in_piece(row_id), rows
 
 
-def open_files(files: list[File], header: bool | None, texts: Collection[str] = ()) -> Source:
+def open_files(files: list[File], reading: Reading, texts: Collection[str] = ()) -> Source:
     """One source of all files, which must be of one format; see `open_source`."""
     formats = [format_of(file) for file in files]
     for file, format in zip(files, formats, strict=True):
         if format != formats[0]:
             raise DataError(f"{file.name} is {format}, {files[0].name} is {formats[0]}", "files of one format")
-    sources = _open_each(files, formats[0], header, texts)
+    sources = _open_each(files, formats[0], reading, texts)
     if len(sources) == 1 and not files[0].keys:
         return sources[0]
     return Joined(sources, [file.keys for file in files])
 
 
-def _open_each(files: list[File], format: str, header: bool | None, texts: Collection[str]) -> Sequence[Source]:
+def _open_each(files: list[File], format: str, reading: Reading, texts: Collection[str]) -> Sequence[Source]:
     if format == "text":
         from narrows.sources.delimited import open_delimited
 
-        return open_delimited(files, header, texts)
+        return open_delimited(files, reading.header, texts)
     if format == "parquet":
         from narrows.sources.parquet import ParquetSource
 

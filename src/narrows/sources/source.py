@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from narrows.errors import DataError, SettingError
+from narrows.sources.reading import Reading
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 16 << 20  # a shuffle holds a batch of several pieces at once
@@ -36,16 +37,18 @@ class Source(ABC):
 
     Attributes:
         name: for messages: the file, or the kind of object.
-        schema: of every batch.
+        schema: of every batch; what the source knows of a column stands in its field's metadata (see `reading.field`).
         pieces: ids of the units that can be read on their own, in order: row groups of Parquet files, slabs of an
             array, a whole CSV file.
         open_bytes: memory that a piece takes while it is read, about.
+        reading: how it was asked to read its data, so that new data can be read the same way.
     """
 
     name: str
     schema: pa.Schema
     pieces: tuple[int, ...]
     open_bytes: int = BATCH_BYTES
+    reading: Reading = Reading()
 
     @abstractmethod
     def rows_of(self, piece: int) -> int | None:
@@ -170,7 +173,7 @@ def naming(source: Source) -> Iterator[None]:
         raise DataError(f"{source.name}: {error.got}", error.wanted, error.hint) from error
 
 
-def open_source(data: Any, *, header: bool | None = None, texts: Collection[str] = ()) -> Source:
+def open_source(data: Any, *, reading: Reading | None = None, texts: Collection[str] = ()) -> Source:
     """Make a source of any data that Narrows reads.
 
     Args:
@@ -180,25 +183,40 @@ def open_source(data: Any, *, header: bool | None = None, texts: Collection[str]
             (a reader that gives its rows once is read into memory); a path, glob, folder (with `key=value` folders
             too), URL or list of paths of Parquet, CSV, .npy, .npz or IDX files of one kind; or the word 'digits',
             the 1,797 small images of scikit-learn. Files are told apart by their first bytes, not by their names.
-        header: whether text files open with a line of column names; None: judged from the first lines.
+        reading: how to read it, where that is not plain.
         texts: columns of text files that are texts, whatever their values look like: a file of one row cannot show
             that `True` or `1.50` stood beside words when a model was trained.
 
     Raises:
         DataError: there is no such file, it is empty or damaged, or the object is none of these.
+        SettingError: for settings of the reading that contradict each other or the data.
     """
+    if isinstance(data, Source):
+        return data
+    reading = reading or Reading()
+    reading.check()
+    source = _recut(_open(data, reading, texts), reading)
+    source.reading = reading
+    return source
+
+
+def _open(data: Any, reading: Reading, texts: Collection[str]) -> Source:
+    """The source of the data as it stands."""
     # The openers import the contract above, and each brings readers that other data does not need.
     from narrows.sources.arrays import open_object
     from narrows.sources.joined import open_files
     from narrows.sources.paths import find
 
-    if isinstance(data, Source):
-        return data
     if isinstance(data, str) and data == "digits":
         from narrows.sources.arrayfiles import open_digits
 
         return open_digits()
     paths = list(data) if isinstance(data, (list, tuple)) else [data]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
-        return open_files([file for path in paths for file in find(path)], header, texts)
+        return open_files([file for path in paths for file in find(path)], reading, texts)
     return open_object(data)
+
+
+def _recut(source: Source, reading: Reading) -> Source:
+    """A table of consecutive rows as windows, or a log as a bag for each user, where the reading says so."""
+    return source

@@ -216,7 +216,7 @@ def _fit_sample(schema: Schema, width: int, size: int, blocks: Iterator[Batch]) 
         kept.offer(keys, {"numbers": block.numbers, "codes": block.codes, "seen": block.mask()})
     if not kept.rows:
         return 0, torch.zeros(width), torch.zeros(0, width)
-    sample = Batch(**kept.rows)
+    sample = Batch(kept.rows["numbers"], kept.rows["codes"], kept.rows["seen"])
     values, seen = features(sample, schema), seen_features(sample, schema)
     if seen is not None:
         mean = values.masked_fill(~seen, 0.0).sum(0) / seen.sum(0).clamp(min=1)

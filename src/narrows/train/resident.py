@@ -48,4 +48,4 @@ class Resident:
 
     def _gather(self, chosen: torch.Tensor) -> Batch:
         # index_select takes a third of the time of indexing: 21 us against 62 us for 512 rows of 784.
-        return self.batch.map(lambda tensor: tensor.index_select(0, chosen))
+        return self.batch[chosen]
