@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from narrows.errors import DataError
+from narrows.sources.reading import Reading
 from narrows.sources.source import ACCEPTED, BATCH_BYTES, BATCH_ROWS, Source, checked_names, numbered
 
 PIECE_ROWS = 131_072  # short enough to shuffle a sorted array well, long enough that pieces stay few
@@ -90,13 +91,13 @@ def _without_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.dictionary(kind.index_type, pa.large_string(), kind.ordered))
 
 
-def open_object(data: Any) -> Source:
+def open_object(data: Any, reading: Reading) -> Source:
     """A source of rows that are in memory; see `open_source` for what is accepted."""
     module = type(data).__module__.partition(".")[0]
     if isinstance(data, np.ndarray):
-        return open_array(data, "ndarray")
+        return open_array(data, "ndarray", reading)
     if module == "torch" and hasattr(data, "detach"):
-        return open_array(tensor_to_array(data), "tensor")
+        return open_array(tensor_to_array(data), "tensor", reading)
     if module == "scipy" and hasattr(data, "tocsr"):
         raise DataError(f"a sparse matrix of shape {data.shape}", "a dense array", "matrix.toarray(), if it fits")
     if module == "pandas" and hasattr(data, "columns"):
@@ -108,10 +109,12 @@ def open_object(data: Any) -> Source:
     raise DataError(f"data of type {type(data).__name__}", ACCEPTED)
 
 
-def open_array(array: NDArray[Any], name: str) -> Source:
-    """A source of an array's rows; `name` is for messages."""
+def open_array(array: NDArray[Any], name: str, reading: Reading | None = None) -> Source:
+    """A source of an array's rows; `name` is for messages. One dimension is enough where the reading says series."""
     if array.dtype.names is not None and array.ndim == 1:
         return TableSource(_table_of_columns([(field, array[field]) for field in array.dtype.names], name), name)
+    if array.ndim == 1 and reading is not None and (reading.form == "series" or reading.window is not None):
+        array = array.reshape(-1, 1)
     if array.ndim < 2:
         hint = "array.reshape(-1, 1) for one column, array.reshape(1, -1) for one row"
         raise DataError(f"{name} of {array.ndim} dimensions, shape {array.shape}", "rows and columns (n, d)", hint)

@@ -35,10 +35,18 @@ class Joined(Source):
         self.name = first.name if len(sources) == 1 else f"{first.name} and {len(sources) - 1} more"
         self.schema = checked_names(pa.schema([*first.schema, *extra]), self.name)
         self._extra = [[pa.scalar(_parsed(names[f.name], f.type), f.type) for f in extra] for names in keys]
-        self._sources = sources
+        self._sources, self.keys = sources, tuple(types)
         self.open_bytes = max(source.open_bytes for source in sources)
         self._places = [(index, piece) for index, source in enumerate(sources) for piece in source.pieces]
         self.pieces = tuple(range(len(self._places)))
+
+    @property
+    def stretches(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The pieces of each file."""
+        pieces: list[list[int]] = [[] for _ in self._sources]
+        for piece, (index, _) in enumerate(self._places):
+            pieces[index].append(piece)
+        return [(source.name, tuple(its)) for source, its in zip(self._sources, pieces, strict=True)]
 
     def rows_of(self, piece: int) -> int | None:
         """Rows in a piece, where known."""

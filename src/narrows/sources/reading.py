@@ -6,7 +6,8 @@ of a column travels with it, as metadata of its Arrow field: the kind it should 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ Form = Literal["auto", "table", "series", "text", "log"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 KIND, ASIDE, RATE, ITEMS = b"narrows.kind", b"narrows.aside", b"narrows.rate", b"narrows.items"
+CHANNELS = b"narrows.channels"  # of a series: the names of its columns in the data, as a JSON list
 OF_A_FILE = ("header", "strict")  # said anew of each file, not kept with a model
 
 
@@ -91,7 +93,16 @@ class Reading:
         return replace(self, **{name: getattr(other, name) for name in OF_A_FILE})
 
 
-def field(name: str, arrow: Any, *, kind: str = "", aside: bool = False, rate: int = 0, items: int = 0) -> pa.Field:
+def field(
+    name: str,
+    arrow: Any,
+    *,
+    kind: str = "",
+    aside: bool = False,
+    rate: int = 0,
+    items: int = 0,
+    channels: Sequence[str] = (),
+) -> pa.Field:
     """An Arrow field with what the source knows of the column.
 
     Args:
@@ -101,13 +112,15 @@ def field(name: str, arrow: Any, *, kind: str = "", aside: bool = False, rate: i
         aside: whether it is not for the model: a label, a path, the start of a window.
         rate: samples per second of a sound.
         items: of a bag of item numbers: how many there are, numbered from 0.
+        channels: of a series: the columns of the data that it was made of.
     """
     facts = {KIND: kind, ASIDE: "1" if aside else "", RATE: str(rate or ""), ITEMS: str(items or "")}
+    facts[CHANNELS] = json.dumps(list(channels)) if channels else ""
     return pa.field(name, arrow, metadata={key: text.encode() for key, text in facts.items() if text} or None)
 
 
 def fact(entry: pa.Field, key: bytes) -> str:
-    """What a source knows of a column under `KIND`, `ASIDE`, `RATE` or `ITEMS`; empty where nothing."""
+    """What a source knows of a column under `KIND`, `ASIDE`, `RATE`, `ITEMS` or `CHANNELS`; empty where nothing."""
     metadata: Mapping[bytes, bytes] = entry.metadata or {}
     return metadata.get(key, b"").decode()
 

@@ -41,6 +41,7 @@ class Source(ABC):
         pieces: ids of the units that can be read on their own, in order: row groups of Parquet files, slabs of an
             array, a whole CSV file.
         open_bytes: memory that a piece takes while it is read, about.
+        keys: columns that `key=value` folders gave, not the files themselves.
         reading: how it was asked to read its data, so that new data can be read the same way.
     """
 
@@ -48,7 +49,13 @@ class Source(ABC):
     schema: pa.Schema
     pieces: tuple[int, ...]
     open_bytes: int = BATCH_BYTES
+    keys: tuple[str, ...] = ()
     reading: Reading = Reading()
+
+    @property
+    def stretches(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Runs of pieces whose rows follow each other, as those of one file do, each with a name for messages."""
+        return [(self.name, self.pieces)]
 
     @abstractmethod
     def rows_of(self, piece: int) -> int | None:
@@ -214,7 +221,7 @@ def _open(data: Any, reading: Reading, texts: Collection[str]) -> Source:
     paths = list(data) if isinstance(data, (list, tuple)) else [data]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
         return open_files([file for path in paths for file in find(path)], reading, texts)
-    return open_object(data)
+    return open_object(data, reading)
 
 
 def _recut(source: Source, reading: Reading) -> Source:
