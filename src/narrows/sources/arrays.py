@@ -51,12 +51,18 @@ class ArraySource(Source):
         step = max(1, min(BATCH_ROWS, BATCH_BYTES // width))
         for first in range(start, stop, step):
             slab = np.require(self._array[first : min(first + step, stop)], self._stored, ["C", "ALIGNED"])
-            # Not pa.array, which would import pandas wherever that is installed.
-            column = pa.Array.from_buffers(pa.from_numpy_dtype(slab.dtype), slab.size, [None, pa.py_buffer(slab)])
+            column = flat(slab)
             if slab.ndim > 1:
                 storage = pa.FixedSizeListArray.from_arrays(column, slab[0].size)
                 column = pa.ExtensionArray.from_storage(self._type, storage)
             yield pa.RecordBatch.from_arrays([column], schema=self.schema)
+
+
+def flat(values: NDArray[Any]) -> pa.Array:
+    """All values of an array as Arrow numbers, not copied where they stand in order."""
+    values = np.ascontiguousarray(values)
+    # Not pa.array, which would import pandas wherever that is installed.
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(values)])
 
 
 class TableSource(Source):

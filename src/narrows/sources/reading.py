@@ -82,6 +82,21 @@ class Reading:
             raise SettingError(f"size={self.size!r}", "height and width above 0, such as 64 64")
         if (self.user is None) != (self.item is None):
             raise SettingError(f"user={self.user!r} and item={self.item!r}", "both columns of a log, or neither")
+        self._check_form()
+
+    def _check_form(self) -> None:
+        """Refuse settings of one form beside another."""
+        log, series = self.user is not None, self.form == "series" or self.window is not None
+        if log and self.form not in ("auto", "log"):
+            raise SettingError(f"user={self.user!r} beside form={self.form!r}", "form='log', or no users and items")
+        if (log or self.form == "log") and self.window is not None:
+            raise SettingError(f"window={self.window} for a log", "no window: a user's items have no order")
+        if self.value is not None and not log:
+            raise SettingError(f"value={self.value!r} without user and item", "the three columns of a log")
+        for name in ("series", "stamp"):
+            if getattr(self, name) is not None and not series:
+                got = f"{name}={getattr(self, name)!r}, but the rows are no series"
+                raise SettingError(got, "form='series' or window= beside it")
 
     def kept(self) -> dict[str, Any]:
         """What a model keeps of it: the settings that differ from the defaults, without what is said of a file."""

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from narrows.errors import DataError, SettingError
-from narrows.sources.reading import Reading
+from narrows.sources.reading import KIND, Reading, fact, modeled
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 16 << 20  # a shuffle holds a batch of several pieces at once
@@ -226,4 +226,19 @@ def _open(data: Any, reading: Reading, texts: Collection[str]) -> Source:
 
 def _recut(source: Source, reading: Reading) -> Source:
     """A table of consecutive rows as windows, or a log as a bag for each user, where the reading says so."""
-    return source
+    kinds = {fact(entry, KIND) for entry in modeled(source.schema)} - {""}
+    log = reading.user is not None or (reading.form == "log" and kinds != {"bag"})
+    # sounds and texts were cut into windows as they were read
+    series = reading.form == "series" or (reading.window is not None and not kinds & {"audio", "tokens"})
+    if not log and not series:
+        return source
+    if kinds:
+        got = f"{source.name} holds {', '.join(sorted(kinds))}"
+        raise SettingError(got, "a table of users and items" if log else "a table of numbers, to be cut as a series")
+    if log:
+        from narrows.sources.interactions import open_log
+
+        return open_log(source, reading)
+    from narrows.sources.windows import open_windows
+
+    return open_windows(source, reading)
