@@ -105,7 +105,9 @@ def open_object(data: Any, reading: Reading) -> Source:
     if module == "torch" and hasattr(data, "detach"):
         return open_array(tensor_to_array(data), "tensor", reading)
     if module == "scipy" and hasattr(data, "tocsr"):
-        raise DataError(f"a sparse matrix of shape {data.shape}", "a dense array", "matrix.toarray(), if it fits")
+        from narrows.sources.sparse import open_sparse
+
+        return open_sparse(data)
     if module == "pandas" and hasattr(data, "columns"):
         return TableSource(_table_of_frame(data), "DataFrame")
     if isinstance(data, pa.RecordBatch):
