@@ -214,7 +214,7 @@ def test_opening_needs_neither_torch_nor_pandas():
         "import sys, numpy; from narrows.sources.source import open_source; "
         "from narrows.sources.write import write_rows; from narrows.sources.shuffle import Shuffle;"
         "source = open_source(numpy.zeros((2, 2)));"
-        "list(Shuffle(source, None, 0, 3).windows(0));"
+        "list(Shuffle(source, None, 0, 3).parts(0));"
         "print(sorted({'torch', 'pandas', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -310,9 +310,9 @@ HUGE = npy(np.zeros((2, 2))).replace(b"(2, 2), }  ", b"(2, 99999)}")
         ("a-ubyte", b"\0\0\x08\x03\0\0", "header is damaged"),
         ("a-ubyte", b"\0\0\x0a\x01\0\0\0\x01a", "header is damaged"),
         ("a-ubyte.gz", gzip.compress(idx(np.zeros((300, 200), "u1")))[:-20], "cannot be read"),
-        ("a.bin", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "does not begin like any file"),
+        ("a.bin", b"\x7fELF\x02\x01\x01\0\0\0", "does not begin like any file"),
         ("a.parquet", b"a,b\n1,2\n", "does not begin like .parquet"),
-        ("a.jsonl", b'{"a": 1}\n', "jsonl files are not read"),
+        ("a.xlsx", b"x", "xlsx files are not read"),
         ("a.csv", b"", "is empty"),
         ("a.csv.gz", gzip.compress(b""), "is empty"),
         ("a.parquet", b"PAR1" + b"x" * 40, "cannot be read"),

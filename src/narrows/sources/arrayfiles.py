@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from narrows.errors import DataError
 from narrows.sources.arrays import ArraySource, open_array
 from narrows.sources.paths import File, reading
+from narrows.sources.reading import Reading
 from narrows.sources.source import Source
 
 _NPZ_NAMES = ("X", "x", "images", "data")
@@ -32,21 +33,26 @@ def open_digits() -> Source:
     return ArraySource(load_digits().images.astype(np.uint8), "digits", "image")
 
 
-def open_array_file(file: File, format: str) -> Source:
-    """A source of the rows of an array file; `format` is `npy`, `npz` or `idx`.
+def open_array_file(file: File, format: str, asked: Reading) -> Source:
+    """A source of the rows of an array file.
 
     Images of an IDX file make the column `image`, its labels the column `label`; other arrays the column `x`.
 
+    Args:
+        file: the file.
+        format: `npy`, `npz` or `idx`.
+        asked: says which array of an .npz to read: by default its only one, or the one called X, x, images or data.
+
     Raises:
         DataError: the file is damaged or shorter than it claims, holds Python objects, or several arrays of which none
-            is called X, x, images or data.
+            is the one wanted.
     """
     with reading(file.name):
         if format == "npz":
-            return open_array(*_member(file))
+            return open_array(*_member(file, asked.array), asked)
         raw = _bytes(file)
         if format == "npy":
-            return open_array(_parse_npy(raw, file.name), file.name)
+            return open_array(_parse_npy(raw, file.name), file.name, asked)
         array = _parse_idx(raw, file.name)
     return ArraySource(array, file.name, {1: "label", 2: "x"}.get(array.ndim, "image"))
 
@@ -59,14 +65,16 @@ def _bytes(file: File) -> NDArray[np.uint8]:
         return np.frombuffer(stream.read(), np.uint8)
 
 
-def _member(file: File) -> tuple[NDArray[Any], str]:
+def _member(file: File, chosen: str | None) -> tuple[NDArray[Any], str]:
     """The array of an .npz to read, and a name for it."""
     with file.open() as opened, zipfile.ZipFile(opened) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        wanted = names if len(names) == 1 else [name for name in _NPZ_NAMES if name in names]
+        usual = names if len(names) == 1 else [name for name in _NPZ_NAMES if name in names]
+        wanted = usual if chosen is None else [name for name in names if name == chosen]
         if not wanted:
             found = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "") or "nothing"
-            raise DataError(f"{file.name} holds {found}", f"one array, or one called {', '.join(_NPZ_NAMES)}")
+            want = f"the array {chosen!r}" if chosen else f"one array, or one called {', '.join(_NPZ_NAMES)}"
+            raise DataError(f"{file.name} holds {found}", want, "saying which: array= (--array)")
         member = archive.namelist()[names.index(wanted[0])]
         if archive.getinfo(member).flag_bits & 1:
             raise DataError(f"{file.name} is encrypted", "a plain .npz")

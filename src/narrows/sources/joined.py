@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 import pyarrow as pa
 
 from narrows.errors import DataError
-from narrows.sources.paths import File, format_of
+from narrows.sources.formats import format_of, names_json
+from narrows.sources.paths import File
 from narrows.sources.reading import Reading
 from narrows.sources.source import PIECE_BITS, Source, checked_names, row_in_piece
 
@@ -68,24 +69,56 @@ def open_files(files: list[File], reading: Reading, texts: Collection[str] = ())
     for file, format in zip(files, formats, strict=True):
         if format != formats[0]:
             raise DataError(f"{file.name} is {format}, {files[0].name} is {formats[0]}", "files of one format")
-    sources = _open_each(files, formats[0], reading, texts)
-    if len(sources) == 1 and not files[0].keys:
-        return sources[0]
-    return Joined(sources, [file.keys for file in files])
+    opened = _open_all(files, formats[0], reading, texts)
+    if isinstance(opened, Source):
+        return opened
+    if len(opened) == 1 and not files[0].keys:
+        return opened[0]
+    return Joined(opened, [file.keys for file in files])
 
 
-def _open_each(files: list[File], format: str, reading: Reading, texts: Collection[str]) -> Sequence[Source]:
-    if format == "text":
-        from narrows.sources.delimited import open_delimited
+def _open_all(files: list[File], format: str, reading: Reading, texts: Collection[str]) -> Source | Sequence[Source]:
+    """One source of all files, or one for each."""
+    if format == "image":
+        from narrows.sources.images import open_images
 
-        return open_delimited(files, reading.header, texts)
+        return open_images(files, reading)
+    if format == "sound":
+        from narrows.sources.audio import open_sounds
+
+        return open_sounds(files, reading)
+    if format in ("text", "jsonl"):
+        return _open_lines(files, format, reading, texts)
     if format == "parquet":
         from narrows.sources.parquet import ParquetSource
 
         return [ParquetSource(file) for file in files]
+    if format == "ipc":
+        from narrows.sources.ipc import open_ipc
+
+        return [open_ipc(file) for file in files]
     from narrows.sources.arrayfiles import open_array_file
 
-    return [open_array_file(file, format) for file in files]
+    return [open_array_file(file, format, reading) for file in files]
+
+
+def _open_lines(files: list[File], format: str, reading: Reading, texts: Collection[str]) -> Source | Sequence[Source]:
+    """Sources of text files, whose lines are rows, objects, texts or lists."""
+    if reading.form == "text" and not all(names_json(file) for file in files):
+        from narrows.sources.text import open_text
+
+        return open_text(files, reading)
+    if format == "jsonl":
+        from narrows.sources.jsonlines import open_jsonlines
+
+        return open_jsonlines(files, texts)
+    if reading.form == "log" and reading.user is None:
+        from narrows.sources.interactions import open_lists
+
+        return open_lists(files, reading)
+    from narrows.sources.delimited import open_delimited
+
+    return open_delimited(files, reading.header, texts)
 
 
 def _check_agrees(source: Source, first: Source) -> None:

@@ -1,7 +1,8 @@
-"""Where files are: a path, glob, folder or URL becomes a list of files, and a file's first bytes say what it is.
+"""Where files are: a path, glob, folder, .zip or URL becomes a list of files.
 
 Files of a folder come in name order, hidden ones (`.` or `_` first) left out. Reads through pyarrow's file systems,
-so what those reach (local disks, S3, GCS, HDFS) is reached here too. Knows nothing of what is in the files.
+so what those reach (local disks, S3, GCS, HDFS) is reached here too. Knows nothing of what is in the files; which kind
+they are says `formats.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 from zipfile import BadZipFile
 
@@ -25,7 +26,8 @@ from pyarrow import fs
 from narrows.errors import DataError, NarrowsError
 from narrows.sources.source import FILES
 
-Format = Literal["parquet", "npy", "npz", "idx", "text"]
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+SOUNDS = frozenset({".wav", ".flac"})
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _DAMAGE = (pa.ArrowException, OSError, EOFError, UnicodeError, BadZipFile, zlib.error, MemoryError, RuntimeError)
 
@@ -57,17 +59,22 @@ class File:
 
     def stream(self) -> Any:
         """The bytes in order, decompressed if their first ones say gzip or Zstandard."""
-        return self.system.open_input_stream(self.path, compression=self._compression())
+        opened = self.open()
+        compression = _compression(opened)
+        return opened if compression is None else pa.CompressedInputStream(opened, compression)
 
     @property
     def compressed(self) -> bool:
         """Whether `stream` decompresses."""
-        return self._compression() is not None
-
-    def _compression(self) -> str | None:
         with self.open() as opened:
-            first = opened.read(4)
-        return next((name for magic, name in _COMPRESSIONS.items() if first.startswith(magic)), None)
+            return _compression(opened) is not None
+
+
+def _compression(opened: Any) -> str | None:
+    """What the bytes from here on are compressed with, if at all."""
+    first = opened.read(4)
+    opened.seek(0)
+    return next((name for magic, name in _COMPRESSIONS.items() if first.startswith(magic)), None)
 
 
 @contextmanager
@@ -87,18 +94,28 @@ def reading(name: str) -> Iterator[None]:
 
 
 def find(path: str | Path) -> list[File]:
-    """The files that a path, glob, folder or URL stands for, in name order.
+    """The files that a path, glob, folder, .zip or URL stands for, in name order.
 
     Raises:
-        DataError: there is none, or a folder holds files of several suffixes.
+        DataError: there is none, or a folder holds files of several kinds.
     """
     text = os.fspath(path)
-    if "://" in text:
-        return _find_remote(text)
     local = os.path.expanduser(text)
-    if glob.has_magic(local) and not os.path.exists(local):
-        return _of_glob(local)
-    return _find_local(local, local)
+    if "://" in text:
+        files = _find_remote(text)
+    elif glob.has_magic(local) and not os.path.exists(local):
+        files = _of_glob(local)
+    else:
+        files = _find_local(local, local)
+    return [inner for file in files for inner in (_in_archive(file) if _suffix(file.path) == ".zip" else [file])]
+
+
+def _in_archive(file: File) -> list[File]:
+    from narrows.sources.archives import members  # which imports what a file is from here
+
+    files: list[File] = [member for member in members(file) if not _hidden(member.path, file.path)]
+    _check_kinds([member.path for member in files], file.name)
+    return files
 
 
 def _find_local(path: str, root: str) -> list[File]:
@@ -139,13 +156,22 @@ def _of_folder(folder: str, system: fs.FileSystem, root: str) -> list[File]:
     with reading(folder):
         infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
     paths = sorted(info.path for info in infos if info.is_file and not _hidden(info.path, folder))
-    if not paths:
-        raise DataError(f"folder {folder} has no files", FILES)
-    suffixes = Counter(_suffix(path) for path in paths)
-    if len(suffixes) > 1:
-        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(suffixes.items()))
-        raise DataError(f"folder {folder} has files of several kinds: {counts}", "one kind", "a glob, as in '*.csv'")
+    _check_kinds(paths, f"folder {folder}")
     return [File(path, path, system, _keys_between(root, path)) for path in paths]
+
+
+def _check_kinds(paths: list[str], where: str) -> None:
+    """Refuse no files, and files of several kinds; all images are of one kind, and so are all sounds."""
+    if not paths:
+        raise DataError(f"{where} has no files", FILES)
+    suffixes = Counter(_suffix(path) for path in paths)
+    if len({_kind(suffix) for suffix in suffixes}) > 1:
+        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(suffixes.items()))
+        raise DataError(f"{where} has files of several kinds: {counts}", "one kind", "a glob, as in '*.csv'")
+
+
+def _kind(suffix: str) -> str:
+    return "image" if suffix in IMAGES else "sound" if suffix in SOUNDS else suffix
 
 
 def _hidden(path: str, folder: str) -> bool:
@@ -154,7 +180,7 @@ def _hidden(path: str, folder: str) -> bool:
 
 def _suffix(path: str) -> str:
     suffixes = PurePosixPath(path).suffixes
-    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    return "".join(suffixes[-2:] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]).lower()
 
 
 def _keys_between(root: str, path: str) -> dict[str, str | None]:
@@ -162,37 +188,3 @@ def _keys_between(root: str, path: str) -> dict[str, str | None]:
     folders = PurePosixPath(os.path.relpath(path, root or ".")).parts[:-1]
     pairs = [part.split("=", 1) for part in folders if "=" in part]
     return {key: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for key, value in pairs}
-
-
-def format_of(file: File) -> Format:
-    """What a file is, by its first bytes.
-
-    Raises:
-        DataError: it is empty, of a known format that is not read, or no text.
-    """
-    with reading(file.name):
-        with file.open() as raw:
-            first = raw.read(8)
-        with file.stream() as stream:
-            head = stream.read(4096)
-    if not head:
-        raise DataError(f"{file.name} is empty", "rows")
-    if first.startswith(b"PAR1"):
-        return "parquet"
-    if first.startswith(b"\x93NUMPY"):
-        return "npy"
-    if first.startswith(b"PK\x03\x04"):
-        return "npz"
-    if head[:2] == b"\0\0" and len(head) >= 4 and head[2] in range(8, 15) and head[3] > 0:
-        return "idx"
-    _check_text(file, head)
-    return "text"
-
-
-def _check_text(file: File, head: bytes) -> None:
-    suffixes = PurePosixPath(file.path).suffixes
-    if any(suffix in (".json", ".jsonl", ".feather", ".arrow", ".xlsx") for suffix in suffixes):
-        raise DataError(f"{file.name}: {suffixes[0]} files are not read", FILES, "converting it to .parquet or .csv")
-    claims = next((suffix for suffix in suffixes if suffix in (".parquet", ".npy", ".npz")), None)
-    if claims or (b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff"))):
-        raise DataError(f"{file.name} does not begin like {claims or 'any'} file that is read", FILES)

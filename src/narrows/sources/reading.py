@@ -61,6 +61,9 @@ class Reading:
     size: tuple[int, int] | None = None
     """Height and width that images are scaled to; by default they must all be of one size."""
 
+    channels: int | None = None
+    """1 to read images as gray, 3 as RGB; by default gray where all of them are."""
+
     strict: bool = False
     """Refuse a folder with a broken image or sound, instead of leaving it out with a warning."""
 
@@ -80,6 +83,8 @@ class Reading:
             raise SettingError(f"stride={self.stride} without a window", "both", "window=")
         if self.size is not None and not (len(self.size) == 2 and all(isinstance(n, int) and n > 0 for n in self.size)):
             raise SettingError(f"size={self.size!r}", "height and width above 0, such as 64 64")
+        if self.channels not in (None, 1, 3):
+            raise SettingError(f"channels={self.channels!r}", "1 (gray) or 3 (RGB)")
         if (self.user is None) != (self.item is None):
             raise SettingError(f"user={self.user!r} and item={self.item!r}", "both columns of a log, or neither")
         self._check_form()

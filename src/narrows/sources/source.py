@@ -26,8 +26,8 @@ BATCH_BYTES = 16 << 20  # a shuffle holds a batch of several pieces at once
 PIECE_BITS = 40  # a piece of 2^40 rows is longer than any file; 2^23 pieces are left below the sign bit
 
 FILES = (
-    "a .parquet, .csv, .tsv, .txt (also .gz), .npy, .npz or IDX file, a glob or folder of such files, a URL, or the "
-    "word 'digits'"
+    "a .parquet, .csv, .tsv, .txt, .jsonl (also .gz), .npy, .npz, .arrow, IDX, image or sound file, a glob, folder or "
+    ".zip of such files, a URL, or the word 'digits'"
 )
 ACCEPTED = f"an array or tensor of 2 or more dimensions, a DataFrame, an Arrow table or stream, or the path of {FILES}"
 
@@ -75,6 +75,10 @@ class Source(ABC):
         Raises:
             DataError: the bytes are damaged, or a cell does not fit its column.
         """
+
+    def settled(self, asked: Reading) -> Reading:
+        """What a model keeps of how its data was read: what was asked for, and what opening has found out."""
+        return asked
 
     @property
     def rows(self) -> int | None:
@@ -188,8 +192,9 @@ def open_source(data: Any, *, reading: Reading | None = None, texts: Collection[
             object, text and date arrays: columns `x0`, `x1`, ...; structured arrays: a column a field); a pandas
             DataFrame (its index is dropped); anything with `__arrow_c_stream__`, such as a pyarrow or polars table
             (a reader that gives its rows once is read into memory); a path, glob, folder (with `key=value` folders
-            too), URL or list of paths of Parquet, CSV, .npy, .npz or IDX files of one kind; or the word 'digits',
-            the 1,797 small images of scikit-learn. Files are told apart by their first bytes, not by their names.
+            too), .zip, URL or list of paths of Parquet, Arrow IPC, CSV, JSON-lines, text, .npy, .npz, IDX, image or
+            sound files of one kind; or the word 'digits', the 1,797 small images of scikit-learn. Images and sounds
+            are known by their suffixes, other files by their first bytes.
         reading: how to read it, where that is not plain.
         texts: columns of text files that are texts, whatever their values look like: a file of one row cannot show
             that `True` or `1.50` stood beside words when a model was trained.
@@ -203,7 +208,7 @@ def open_source(data: Any, *, reading: Reading | None = None, texts: Collection[
     reading = reading or Reading()
     reading.check()
     source = _recut(_open(data, reading, texts), reading)
-    source.reading = reading
+    source.reading = source.settled(reading)
     return source
 
 
