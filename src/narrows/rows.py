@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
-from narrows.prepare.transforms import TRANSFORMS
-from narrows.schema import KINDS, Batch, Kind, Schema, Stream
+from narrows.prepare.words import TRANSFORMS
+from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
@@ -67,7 +68,8 @@ class Rows:
                     "at least one with values, which for texts must not differ in every row",
                 )
         self.count, self.fingerprint = statistics.rows, statistics.fingerprint()
-        self.resident = self.count * row_bytes(self.preparer.schema) <= training.budget
+        self.row_bytes = row_bytes(self.preparer.schema, getattr(self.preparer, "entries", 0.0))
+        self.resident = self.count * self.row_bytes <= training.budget
         self.batch_size = training.step_rows(self.count)
         if training.optimizer == "gd" and not self.resident:
             raise SettingError(
@@ -162,7 +164,7 @@ class Rows:
         if isinstance(self.wanted, float | int):
             return None
         thinned = Thinned(self._limit)
-        source = open_source(self.wanted, texts=self.preparer.texts)
+        source = open_source(self.wanted, reading=self.source.reading, texts=self.preparer.texts)
         with naming(source):
             for first, raw in source.batches():
                 thinned.add(self.preparer.prepare(raw, first))
@@ -177,13 +179,13 @@ class Rows:
 
         Never less than a window of 32 MB: a budget of nothing still wants its rows mixed.
         """
-        fit = max(self.training.budget / 4, 32e6) // row_bytes(self.preparer.schema)
+        fit = max(self.training.budget / 4, 32e6) // self.row_bytes
         return max(1, int(min(WINDOW, fit)) // self.batch_size) * self.batch_size
 
     @property
     def _limit(self) -> int:
         """Validation rows that may be kept."""
-        return max(4096, int(self.training.budget / 4 / row_bytes(self.preparer.schema)))
+        return max(4096, int(self.training.budget / 4 / self.row_bytes))
 
     def _read(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
         """Training rows, where they are to be resident, and held-out rows."""
@@ -199,7 +201,7 @@ class Rows:
             rows = self.preparer.prepare(raw, first)
             if weight is not None:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
-                rows = Batch(rows.numbers, rows.codes, rows.seen, chunk)
+                rows = replace(rows, weight=chunk)
             at += len(rows)
             if self.split is not None:
                 held = torch.from_numpy(self.split.held_out(raw, first))
@@ -211,30 +213,42 @@ class Rows:
 
 
 class Filling:
-    """A batch of a known number of rows, allocated once and filled in order, so that memory never doubles."""
+    """A batch of a known number of rows, allocated once and filled in order, so that memory never doubles.
+
+    But for bags, whose entries are not known in advance: they are gathered and joined at the end.
+    """
 
     def __init__(self, schema: Schema, rows: int, weighted: bool) -> None:
         holes = any(column.holes and column.cells for column in schema)
-        self.batch = Batch(
-            torch.zeros(rows, schema.numbers),
-            torch.zeros(rows, len(schema.levels), dtype=torch.long),
-            torch.ones(rows, schema.cells, dtype=torch.bool) if holes else None,
+        codes = len(schema.levels)
+        self._batch = Batch(
+            torch.zeros(rows, schema.dense),
+            torch.zeros(rows, codes, dtype=torch.long),
+            torch.ones(rows, schema.dense + codes, dtype=torch.bool) if holes else None,
             torch.ones(rows) if weighted else None,
         )
+        self._bags: list[Sparse] = []
         self.filled = 0
+
+    @property
+    def batch(self) -> Batch:
+        """All rows."""
+        return replace(self._batch, sparse=Sparse.concat(self._bags)) if self._bags else self._batch
 
     def add(self, rows: Batch) -> None:
         """Put rows behind those that are there."""
         here = slice(self.filled, self.filled + len(rows))
         pairs: list[tuple[Tensor | None, Tensor | None]] = [
-            (self.batch.numbers, rows.numbers),
-            (self.batch.codes, rows.codes),
-            (self.batch.seen, rows.seen),
-            (self.batch.weight, rows.weight),
+            (self._batch.numbers, rows.numbers),
+            (self._batch.codes, rows.codes),
+            (self._batch.seen, rows.seen),
+            (self._batch.weight, rows.weight),
         ]
         for whole, part in pairs:
             if whole is not None and part is not None:
                 whole[here] = part
+        if rows.sparse is not None:
+            self._bags.append(rows.sparse)
         self.filled += len(rows)
 
 
@@ -280,10 +294,11 @@ def wishes(columns: Mapping[str, str]) -> tuple[dict[str, Kind], dict[str, str]]
     return kinds, transforms
 
 
-def row_bytes(schema: Schema) -> int:
-    """Bytes of one prepared row."""
+def row_bytes(schema: Schema, entries: float = 0.0) -> int:
+    """Bytes of one prepared row, whose bags hold so many items on average."""
     holes = any(column.holes for column in schema)
-    return 4 * schema.numbers + 8 * len(schema.levels) + (schema.cells if holes else 0)
+    codes = len(schema.levels)
+    return 4 * schema.dense + 8 * codes + (schema.dense + codes if holes else 0) + round(12 * entries) + 8
 
 
 def _without(rows: pa.RecordBatch, held: Any) -> pa.RecordBatch:

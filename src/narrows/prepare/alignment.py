@@ -15,6 +15,7 @@ from narrows.errors import DataError
 from narrows.prepare.arrow import Values, read_numbers, read_tensors, tensors
 from narrows.prepare.arrow_types import is_plain_number, is_tensor
 from narrows.schema import Column, Schema
+from narrows.sources.reading import ASIDE, fact
 
 SHOWN = 8  # names in a message
 
@@ -23,7 +24,8 @@ def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tup
     """The columns of the schema, in its order, and the names of columns that are not in it.
 
     A lone tensor column stands for a table of as many number columns, or for the lone tensor column of another name
-    but the same width that the model was trained on; a table of numbers stands for a lone matrix column.
+    but the same width that the model was trained on; a table of numbers stands for a lone matrix column. Columns that
+    stand aside are passed over.
 
     Args:
         rows: the rows as they came.
@@ -33,6 +35,8 @@ def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tup
     Raises:
         DataError: where columns are missing, stand twice, or have another width.
     """
+    known = set(schema.names)
+    rows = rows.select([i for i, entry in enumerate(rows.schema) if entry.name in known or not fact(entry, ASIDE)])
     names = list(rows.schema.names)
     lone = schema.columns[0] if len(schema) == 1 else None
     if lone is not None and lone.shape:
@@ -43,7 +47,6 @@ def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tup
         return [_as_matrix(rows, lone)], []
     if len(names) == 1 and is_tensor(rows.schema.types[0]) and not any(column.shape for column in schema):
         return _as_columns(rows.column(0), schema, types), []
-    known = set(schema.names)
     return _by_name(rows, schema), [name for name in names if name not in known]
 
 

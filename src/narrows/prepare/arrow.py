@@ -131,6 +131,19 @@ def refuse_infinite(cells: Cells, column: str, first_row: int = 0) -> None:
         raise DataError(got, "finite numbers", "leaving it empty (missing cells are welcome), or a large finite number")
 
 
+def refuse_uncountable(cells: Cells, column: str, first_row: int = 0) -> None:
+    """Checks that all cells (B, ...) are whole numbers from 0 up, or missing; `first_row` as in `place`.
+
+    Raises:
+        DataError: naming column, row and value.
+    """
+    bad = (cells < 0) | (cells != np.rint(cells)) & ~np.isnan(cells) if cells.dtype.kind == "f" else cells < 0
+    if bad.any():
+        at = np.argwhere(bad)[0]
+        got = f"column {column!r}, {place(first_row, int(at[0]))}: {cells[tuple(at)]:g}"
+        raise DataError(got, "whole numbers from 0 up, as in training", "mending it, or leaving it empty")
+
+
 def write_numbers(values: Floats, arrow: Type) -> Values:
     """(B,) float64 as a column of a numeric type: rounded where it holds whole numbers, kept within its range.
 

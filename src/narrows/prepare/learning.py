@@ -2,7 +2,8 @@
 
 A user's word goes first; what contradicts the data is refused. The rules by default: text, dictionaries and flags
 are categories, binary where they have two levels (flags always have both); numbers with exactly two distinct values,
-each there more than once, are binary too; dates are dates; tensors of two or more dimensions are images.
+each there more than once, are binary too; dates are dates; tensors of two or more dimensions are images, lists are
+series, maps are bags. What the source says of a column comes before these rules, and after the user.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +22,42 @@ from narrows.prepare.arrow import Values
 from narrows.prepare.arrow_types import Nature
 from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
+from narrows.prepare.ragged import read_lists
+from narrows.prepare.series import Series, SeriesBlock, plan_series, series_of, with_floor
 from narrows.prepare.statistics import ColumnStatistics, Statistics
-from narrows.prepare.transforms import TRANSFORMS, Plan, Transform, plan_date, plan_image, plan_numbers
+from narrows.prepare.transforms import LIMIT, Plan, plan_date, plan_image, plan_numbers
+from narrows.prepare.words import FITTING, IMPLIED, TRANSFORMS
 from narrows.schema import KINDS, Column, Kind
 
 POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
-    "number": ("number", "binary", "category"),
-    "flag": ("number", "binary", "category"),
+    "number": ("number", "count", "binary", "category"),
+    "flag": ("number", "count", "binary", "category"),
     "date": ("date", "binary", "category"),
     "text": ("binary", "category"),
+    "ragged": ("series", "audio"),
     "empty": KINDS,
 }
+TENSORS: tuple[tuple[Kind, ...], ...] = (
+    ("number",),
+    ("number", "count", "series", "audio"),
+    ("image", "number", "count", "series", "audio"),
+    ("image", "number", "count"),
+)
+
+
+Layout = Levels | Series
+"""How the values of a column lie in cells, where its type does not say it."""
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What was decided about one column: its entry in the schema, and either levels or a plan, or neither."""
+    """What was decided about one column: its entry in the schema, how its values lie in cells, what is done to them.
+
+    All are None for a column that nothing can be learnt of.
+    """
 
     column: Column
-    levels: Levels | None = None
+    layout: Layout | None = None
     plan: Plan | None = None
 
 
@@ -77,22 +95,45 @@ def learn_columns(statistics: Statistics, wishes: Wishes) -> list[Learnt]:
 
 
 def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: Wishes) -> Learnt:
-    kind = _kind(name, column, wishes.kinds.get(name))
-    transform = cast("Transform | None", wishes.transforms.get(name))
-    if transform and (kind not in ("number", "image") or (kind == "image" and transform == "quantile")):
-        raise SettingError(f"column {name!r} is of kind {kind}: no transform {transform!r} for it", "a number column")
+    word = wishes.transforms.get(name)
+    wish = wishes.kinds.get(name) or IMPLIED.get(word or "")
+    kind = _kind(name, column, wish)
+    if word and word not in FITTING.get(kind, ()):
+        known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
+        raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)
     entry = Column(name, kind, str(column.type), column.shape, holes=column.missing > 0)
     if _without_values(column, statistics.rows):
         return Learnt(_filled(entry, width=0))
-    if name not in wishes.kinds and column.nature == "text" and _differs_in_every_row(column):
+    if not (wish or column.hints.kind) and column.nature == "text" and _differs_in_every_row(column):
         text = "has another value in every row, so nothing can be learnt of it: left out, it comes back empty"
-        _warn(f"column {name!r} {text} (kind 'category' keeps it)")
+        _warn(f"column {name!r} {text} (kind 'category' keeps it; kind 'tokens' or 'bag' reads it as text)")
         return Learnt(_filled(entry, width=0))
     if kind in ("binary", "category"):
         levels = _levels(name, column, kind, statistics.rows, wishes.max_levels)
         return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
-    plan = _plan(name, kind, statistics, transform)
-    return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded), plan=plan)
+    if kind in ("series", "audio"):
+        return _learn_series(entry, statistics, word or FITTING[kind][0])
+    plan = _plan(name, kind, statistics, word)
+    return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded, grid=grid_of(entry)), plan=plan)
+
+
+def _learn_series(entry: Column, statistics: Statistics, transform: str) -> Learnt:
+    """A series or sound: how it lies in cells, and one plan a channel."""
+    column = statistics.columns[entry.name]
+    series = series_of(entry.name, column, transform)
+    moments = column.moments if series.ragged else column.moments.pooled(series.channels)
+    some = read_lists(column.examples.values()) if column.examples else statistics.sample.cells(entry.name)
+    if transform == "own":
+        series = with_floor(series, SeriesBlock(series, some))
+    plan = plan_series(series, moments, column.sizes.first(1), SeriesBlock(series, some))
+    facts = {"holes": entry.holes or series.ragged, "grid": series.grid, "rate": column.hints.rate}
+    return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded, **facts), series, plan)
+
+
+def grid_of(entry: Column) -> tuple[int, ...]:
+    """Rows, columns and channels of an image, or of counts in a plane."""
+    plane = entry.kind in ("image", "count") and len(entry.shape) in (2, 3)
+    return (*entry.shape, 1)[:3] if plane else ()
 
 
 def _filled(entry: Column, **facts: Any) -> Column:
@@ -100,7 +141,7 @@ def _filled(entry: Column, **facts: Any) -> Column:
 
 
 def _without_values(column: ColumnStatistics, rows: int) -> bool:
-    return column.missing == rows if column.nature in ("text", "empty") else not column.moments.count.any()
+    return column.missing == rows if column.nature in ("text", "empty", "map") else not column.moments.count.any()
 
 
 def _differs_in_every_row(column: ColumnStatistics) -> bool:
@@ -111,20 +152,19 @@ def _differs_in_every_row(column: ColumnStatistics) -> bool:
 
 def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
     """The kinds that values of this nature can be, the default of tensors and dates first."""
-    if values == "tensor":
-        return ("image", "number") if len(shape) > 1 else ("number",)
-    return POSSIBLE[values]
+    return TENSORS[min(len(shape), 3)] if values == "tensor" else POSSIBLE[values]
 
 
 def _kind(name: str, column: ColumnStatistics, wish: Kind | None) -> Kind:
-    """The kind wished for, where possible; by default the one that fits."""
+    """The kind wished for, where possible; else the one that the source says, or that fits."""
     possible = possible_kinds(column.nature, column.shape)
     if wish is not None and wish not in possible:
         what = f"tensors of shape {column.shape}" if column.shape else f"{column.nature}s of type {column.type}"
         raise SettingError(f"column {name!r} cannot be of kind {wish!r}: it holds {what}", " or ".join(possible))
+    wish = wish or next((kind for kind in possible if kind == column.hints.kind), None)
     if wish is not None:
         return wish
-    if column.nature in ("tensor", "date"):
+    if column.nature in ("tensor", "date", "ragged", "map"):
         return possible[0]
     counts = column.counts.ranked()[1] if column.counts else np.zeros(0)
     two = len(counts) == 2 and (column.nature != "number" or counts.min() > 1)
@@ -163,17 +203,30 @@ def _in_order(levels: Values, order: Values | None) -> Values:
     return levels.take(pc.sort_indices(ranks))
 
 
-def _plan(name: str, kind: Kind, statistics: Statistics, transform: Transform | None) -> Plan:
+def _plan(name: str, kind: Kind, statistics: Statistics, transform: str | None) -> Plan:
     column = statistics.columns[name]
     moments = column.moments
     if kind == "date":
         timeless = moments.low[5] == moments.high[5] == 0 and moments.low[6] == 1
         return plan_date(moments.first(PARTS_WITHOUT_CLOCK if timeless else PARTS))
+    if kind == "count":
+        _require_counts(name, column)
+        return plan_numbers(moments, np.zeros((0, 0)), "none")
     in_bytes = bool(pa.types.is_uint8(column.type))
     if kind == "image" or (transform is None and len(column.shape) == 1 and (in_bytes or _fractions(column))):
         return plan_image(moments, in_bytes, transform)
     sample = statistics.sample.cells(name) if column.sampled else np.zeros((0, len(moments.mean)))
     return plan_numbers(moments, sample, transform)
+
+
+def _require_counts(name: str, column: ColumnStatistics) -> None:
+    """Checks that all values are whole numbers from 0 up, few enough for float32."""
+    moments = column.moments
+    low, high = float(np.nanmin(moments.low)), float(np.nanmax(moments.high))
+    if low < 0 or high > LIMIT or not moments.whole.all():
+        got = f"a value of {low:.6g}" if low < 0 else f"a value of {high:.6g}" if high > LIMIT else "fractions"
+        got = f"column {name!r} cannot be of kind 'count': it has {got}"
+        raise SettingError(got, f"whole numbers from 0 to {LIMIT:,.0f}", "kind 'number'")
 
 
 def _fractions(column: ColumnStatistics) -> bool:

@@ -83,8 +83,21 @@ class Moments:
         self.whole = self.whole & other.whole
 
     def first(self, cells: int) -> Moments:
-        """Of the first cells alone."""
+        """Of the first cells alone; of all but the last ones where negative."""
         return Moments(**{name: values[:cells] for name, values in vars(self).items()})
+
+    def last(self, cells: int) -> Moments:
+        """Of the last cells alone."""
+        return Moments(**{name: values[-cells:] for name, values in vars(self).items()})
+
+    def pooled(self, groups: int) -> Moments:
+        """Of groups of cells taken together: cell i belongs to group i % groups, as the channels of series do."""
+        count, mean, m2, low, high, whole = (values.reshape(-1, groups) for values in vars(self).values())
+        total = count.sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            center = (mean * (count / np.maximum(total, 1))).sum(axis=0)
+            spread = (m2 + count * (mean - center) ** 2).sum(axis=0)
+        return Moments(total, center, spread, np.fmin.reduce(low), np.fmax.reduce(high), whole.all(axis=0))
 
     @property
     def deviation(self) -> Floats:

@@ -25,17 +25,21 @@ from narrows.prepare.arrow import (
     column_type,
     missing_tensors,
     refuse_infinite,
+    refuse_uncountable,
     write_numbers,
     write_tensors,
 )
 from narrows.prepare.arrow_types import Type, nature, parse_type
-from narrows.prepare.categories import Codes, Levels, decode, encode
+from narrows.prepare.categories import Levels, decode, encode
 from narrows.prepare.dates import write_dates
-from narrows.prepare.learning import Wishes, learn_columns
+from narrows.prepare.learning import Layout, Wishes, learn_columns
+from narrows.prepare.outliers import Outliers
+from narrows.prepare.series import Series, SeriesBlock
 from narrows.prepare.statistics import Statistics, read_block
 from narrows.prepare.stored import from_stored, to_stored
-from narrows.prepare.transforms import LIMIT, Scaling
+from narrows.prepare.transforms import Scaling
 from narrows.schema import Batch, Column, Kind, Schema
+from narrows.sources.reading import field
 
 # Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
 # threads, whose waiting for each other cost up to 100 times the work on a busy machine.
@@ -48,17 +52,21 @@ class Preparer:
 
     Args:
         schema: the columns, as learnt.
-        levels: the known levels of each category column, by code.
-        scaling: the tensor half, N cells wide.
+        layouts: how the values of a column lie in cells, where its type does not say it: the known levels of a
+            category, the length of a series, the vocabulary of a text.
+        scaling: the tensor half, as wide as the dense numbers.
     """
 
-    def __init__(self, schema: Schema, levels: Mapping[str, Levels], scaling: Scaling) -> None:
-        self.schema, self.levels, self.scaling = schema, dict(levels), scaling
+    def __init__(self, schema: Schema, layouts: Mapping[str, Layout], scaling: Scaling) -> None:
+        self.schema, self.layouts, self.scaling = schema, dict(layouts), scaling
         self._types: list[Type] = [parse_type(column.type) for column in schema]
         pairs = zip(schema, self._types, strict=True)
         self._natures = {c.name: nature(column_type(arrow, c.shape), c.name) for c, arrow in pairs}
         self._warned: set[str | None] = set()
-        self._floor, self._ceiling = self._outer_range()
+        self._levels = {name: layout for name, layout in layouts.items() if isinstance(layout, Levels)}
+        self._series = {name: layout for name, layout in layouts.items() if isinstance(layout, Series)}
+        self._outliers = Outliers(schema, scaling)
+        self._numbers = [column for column in schema if column.width and column.kind != "bag"]
 
     @classmethod
     def learn(
@@ -74,7 +82,7 @@ class Preparer:
         Args:
             statistics: one pass over the training rows.
             kinds: column name to kind, where the default is not meant.
-            transforms: column name to `standardize`, `minmax`, `quantile` or `none`, likewise.
+            transforms: column name to a word of `words.FITTING`, likewise; some words imply the kind.
             max_levels: levels of a category that get a code of their own; the rarer ones share one.
 
         Raises:
@@ -83,14 +91,21 @@ class Preparer:
         """
         learnt = learn_columns(statistics, Wishes(kinds or {}, transforms or {}, max_levels))
         schema = Schema(tuple(column.column for column in learnt))
-        levels = {column.column.name: column.levels for column in learnt if column.levels is not None}
-        return cls(schema, levels, Scaling.of([column.plan for column in learnt if column.plan is not None]))
+        layouts = {column.column.name: column.layout for column in learnt if column.layout is not None}
+        return cls(schema, layouts, Scaling.of([column.plan for column in learnt if column.plan is not None]))
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """Names and Arrow types of the original table; `restore` gives rows of it."""
-        pairs = zip(self.schema, self._types, strict=True)
-        return pa.schema([(column.name, column_type(arrow, column.shape)) for column, arrow in pairs])
+        """Names and Arrow types of the original table, with what `reading.field` says of series, sounds and the like.
+
+        `restore` gives rows of it.
+        """
+        return pa.schema([self._field(column, arrow) for column, arrow in zip(self.schema, self._types, strict=True)])
+
+    def _field(self, column: Column, arrow: Type) -> pa.Field:
+        names = self._series[column.name].names if column.name in self._series else ()
+        kind = column.kind if column.kind in ("image", "series", "audio", "tokens", "bag") else ""
+        return field(column.name, column_type(arrow, column.shape), kind=kind, rate=column.rate, channels=names)
 
     @property
     def texts(self) -> frozenset[str]:
@@ -99,7 +114,7 @@ class Preparer:
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON values and tensors that say all there is to know."""
-        return to_stored(self.schema, self.levels, self.scaling)
+        return to_stored(self.schema, self.layouts, self.scaling)
 
     @classmethod
     def from_file(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preparer:
@@ -125,15 +140,13 @@ class Preparer:
             DataError: where columns are missing, or values cannot be read; names the column and, where it can, the row.
         """
         arrays = self._aligned(rows)
-        blocks = {c.name: self._block(c, arrays[c.name], first_row) for c in self.schema if c.width}
-        numbers = self._scaled(list(blocks.values()), len(rows))
-        self._warn_of_outliers(numbers)
-        present = {name: _present(block) for name, block in blocks.items()}
-        codes = torch.zeros(len(rows), len(self.schema.levels), dtype=torch.int64)
-        for i, column in enumerate(column for column in self.schema if column.categorical):
-            found, present[column.name] = self._encoded(column, arrays[column.name], first_row)
-            codes[:, i] = torch.from_numpy(found)
-        return Batch(numbers, codes, self._seen(present, len(rows)))
+        blocks = [self._block(column, arrays[column.name], first_row) for column in self._numbers]
+        numbers, present = self._scaled(blocks, len(rows))
+        for name, message in self._outliers.found(numbers):
+            self._warn(name, message)
+        coded = [self._encoded(c, arrays[c.name], first_row) for c in self.schema if c.categorical]
+        codes = torch.cat([torch.zeros(len(rows), 0, dtype=torch.int64), *(found for found, _ in coded)], dim=1)
+        return Batch(numbers, codes, _joined(numbers, present, coded))
 
     def _aligned(self, rows: pa.RecordBatch) -> dict[str, Values]:
         arrays, extra = align(rows, self.schema, self._types)
@@ -141,82 +154,47 @@ class Preparer:
             self._warn(None, f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
         return dict(zip(self.schema.names, arrays, strict=True))
 
-    def _block(self, column: Column, array: Values, first_row: int) -> Cells:
+    def _block(self, column: Column, array: Values, first_row: int) -> Cells | SeriesBlock:
         """(B, width) raw cells of a number column, NaN where missing."""
-        block = read_block(array, self._natures[column.name], parse_type(column.type), column.name, first_row)
-        refuse_infinite(block, column.name, first_row)
-        return block[:, : column.width]
+        if series := self._series.get(column.name):
+            block = series.read(array, column.name, first_row)
+            if block.cut:
+                text = f"{block.cut} of {len(array)} series are longer than the {series.steps} steps of training: cut"
+                self._warn(column.name, f"column {column.name!r}: {text}")
+            return block
+        cells = read_block(array, self._natures[column.name], parse_type(column.type), column.name, first_row)
+        refuse_infinite(cells, column.name, first_row)
+        if column.kind == "count":
+            refuse_uncountable(cells, column.name, first_row)
+        return cells[:, : column.width]
 
-    def _encoded(self, column: Column, array: Values, first_row: int) -> tuple[Codes, Cells | None]:
-        """(B,) codes of a category column, and (B, 1) which are there, or None where all are."""
-        codes, seen, unknown = encode(array, self.levels[column.name], column.name, first_row)
+    def _encoded(self, column: Column, array: Values, first_row: int) -> tuple[Tensor, Tensor | None]:
+        """(B, cells) codes of a category column, and (B, cells) which are there, or None where all are."""
+        codes, seen, unknown = encode(array, self._levels[column.name], column.name, first_row)
         if unknown is not None:
             text = f"has levels not kept in training, such as {unknown!r}: they share one code"
             self._warn(column.name, f"column {column.name!r} {text}")
-        return codes, None if seen is None else seen[:, None]
+        return torch.from_numpy(codes)[:, None], None if seen is None else torch.from_numpy(seen)[:, None]
 
-    def _scaled(self, blocks: list[Cells], rows: int) -> Tensor:
-        """Raw blocks to prepared numbers, some rows at a time."""
+    def _scaled(self, blocks: list[Cells | SeriesBlock], rows: int) -> tuple[Tensor, Tensor | None]:
+        """Raw blocks to prepared numbers and to which are there (None: all), some rows at a time."""
         width = sum(block.shape[1] for block in blocks)
-        numbers = torch.empty(rows, width)
+        numbers, seen = torch.empty(rows, width), None
         step = max(1, CHUNK_CELLS // max(1, width))
         raw = np.empty((min(step, rows), width))
         for start in range(0, rows, step) if width else ():
             part = raw[: min(step, rows - start)]
+            here = slice(start, start + len(part))
             at = 0
             for block in blocks:
-                part[:, at : at + block.shape[1]] = block[start : start + len(part)]
+                part[:, at : at + block.shape[1]] = block[here]
                 at += block.shape[1]
-            numbers[start : start + len(part)] = self.scaling(torch.from_numpy(part))
-        return numbers
-
-    def _seen(self, present: Mapping[str, Cells | None], rows: int) -> Tensor | None:
-        if all(there is None for there in present.values()):
-            return None
-        seen = torch.ones(rows, self.schema.cells, dtype=torch.bool)
-        for name, there in present.items():
-            if there is not None:
-                seen[:, self.schema.spans[name]] = torch.from_numpy(there)
-        return seen
-
-    def _warn_of_outliers(self, numbers: Tensor) -> None:
-        if not numbers.numel():
-            return
-        least, most = torch.aminmax(numbers, dim=0)
-        far = (least < self._floor) | (most > self._ceiling)
-        for column in self.schema if bool(far.any()) else ():
-            span = self.schema.spans[column.name]
-            if not column.categorical and bool(far[span].any()):
-                cell = span.start + int(far[span].nonzero()[0])
-                value = least[cell] if least[cell] < self._floor[cell] else most[cell]
-                self._warn(column.name, f"column {column.name!r} {self._outlier(column, cell, float(value))}")
-
-    def _outlier(self, column: Column, cell: int, value: float) -> str:
-        """What to say of a prepared value of a cell that is out of range."""
-        if column.kind == "date":
-            return "has dates far outside those of training: kept, not clipped"
-        row = torch.zeros(1, self.schema.numbers)
-        row[0, cell] = value
-        raw, (low, high) = float(self.scaling.inverse(row)[0, cell]), self._raw_range()[:, cell].tolist()
-        outside = f"far outside its training range of {low:.6g} to {high:.6g}"
-        if abs(value) >= LIMIT:
-            return f"has values so {outside} that they are taken for {raw:.6g}"
-        return f"has values {outside}, such as {raw:.6g}: kept, not clipped"
-
-    def _raw_range(self) -> Tensor:
-        """(2, N) least and greatest raw value of each number cell in training; the cells of an array share theirs."""
-        ends = torch.stack([self.scaling.low, self.scaling.high])
-        for column in self.schema:
-            if column.shape and column.width:  # a pixel that was always black in training may well be gray
-                span = self.schema.spans[column.name]
-                ends[0, span], ends[1, span] = ends[0, span].min(), ends[1, span].max()
-        return self.scaling.inverse(ends)
-
-    def _outer_range(self) -> tuple[Tensor, Tensor]:
-        """Prepared values of a number cell beyond which it is worth a warning: its range's width outside its range."""
-        low, high = self._raw_range()
-        floor, ceiling = self.scaling(torch.stack([low - (high - low), high + (high - low)]))
-        return floor - 1e-6 * (1 + floor.abs()), ceiling + 1e-6 * (1 + ceiling.abs())
+            numbers[here] = self.scaling(torch.from_numpy(part))
+            missing = np.isnan(part)
+            if missing.any():
+                seen = torch.ones(rows, width, dtype=torch.bool) if seen is None else seen
+                seen[here] = torch.from_numpy(~missing)
+        return numbers, seen
 
     def _warn(self, key: str | None, message: str) -> None:
         if key not in self._warned:
@@ -240,31 +218,34 @@ class Preparer:
         return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
     def _restored(self, numbers: Tensor, codes: Tensor) -> pa.RecordBatch:
-        raw, chosen = self.scaling.inverse(numbers).numpy(), codes.numpy()
+        dense = self.schema.dense
+        raw, chosen = self.scaling.inverse(numbers[:, :dense]).numpy(), codes.numpy()
         arrays = []
         for column, arrow in zip(self.schema, self._types, strict=True):
             span = self.schema.spans[column.name]
             if column.categorical:
-                arrays.append(
-                    decode(chosen[:, span.start - self.schema.numbers], self.levels[column.name].values, arrow)
-                )
+                at = span.start - self.schema.numbers
+                arrays.append(decode(chosen[:, at], self._levels[column.name].values, arrow))
             else:
-                arrays.append(_written(raw[:, span], column, arrow))
+                arrays.append(self._written(raw[:, span], column, arrow))
         return pa.RecordBatch.from_arrays(arrays, schema=self.arrow_schema)
 
+    def _written(self, cells: Any, column: Column, arrow: Type) -> Values:
+        """Raw cells of one column as Arrow values."""
+        if not column.width:
+            return missing_tensors(len(cells), arrow, column.shape) if column.shape else pa.nulls(len(cells), arrow)
+        if series := self._series.get(column.name):
+            return series.write(cells, arrow, column.shape)
+        if column.kind == "date":
+            return write_dates(cells, arrow)
+        if column.kind == "count":
+            cells = np.rint(np.maximum(cells, 0))
+        return write_tensors(cells, arrow, column.shape) if column.shape else write_numbers(cells[:, 0], arrow)
 
-def _present(block: Cells) -> Cells | None:
-    """Which cells are there, or None where all are."""
-    if block.dtype.kind != "f":
+
+def _joined(numbers: Tensor, present: Tensor | None, coded: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    """(B, C) which cells are there, the numbers' first; None where all are."""
+    masks = [(numbers, present), *coded]
+    if all(mask is None for _, mask in masks):
         return None
-    there = ~np.isnan(block)
-    return None if there.all() else there
-
-
-def _written(cells: Any, column: Column, arrow: Type) -> Values:
-    """Raw cells of one column as Arrow values."""
-    if not column.width:
-        return missing_tensors(len(cells), arrow, column.shape) if column.shape else pa.nulls(len(cells), arrow)
-    if column.kind == "date":
-        return write_dates(cells, arrow)
-    return write_tensors(cells, arrow, column.shape) if column.shape else write_numbers(cells[:, 0], arrow)
+    return torch.cat([torch.ones_like(cells, dtype=torch.bool) if m is None else m for cells, m in masks], dim=1)

@@ -6,19 +6,24 @@ Nothing is chosen here: kinds, transforms and levels are picked from these figur
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from narrows.errors import DataError
 from narrows.prepare.arrow import Cells, Values, plain, read_numbers, read_tensors, refuse_infinite, value_type
-from narrows.prepare.arrow_types import Nature, Type, nature
+from narrows.prepare.arrow_types import Nature, Type, level_type, nature
 from narrows.prepare.categories import Counts, levels_to_json
 from narrows.prepare.dates import PARTS, read_dates
+from narrows.prepare.examples import Examples
 from narrows.prepare.moments import Moments, Sample
+from narrows.prepare.ragged import Ragged, channels_of, read_lists, refuse_ragged
+from narrows.sources.reading import CHANNELS, ITEMS, KIND, RATE, fact, modeled
 
 Mask = npt.NDArray[np.bool_]
 
@@ -34,10 +39,13 @@ class ColumnStatistics:
         type: Arrow type of one number of it.
         shape: of one value, `()` for a scalar.
         nature: how its values are read.
-        moments: of its cells; a date has seven (its parts), text has none.
-        counts: of its values; None for tensors.
+        moments: of its cells; a date has seven (its parts), text has none, a ragged series one for each channel.
+        counts: of its values; None for tensors and series.
+        hints: what the source knows of it (see `reading.field`).
         missing: rows without a value, or for tensors cells.
         order: the categories of an ordered dictionary, in that order.
+        sizes: moments of the lengths of ragged series; of the characters and of the bytes of texts.
+        examples: some of the values, of texts and ragged series.
     """
 
     type: Type
@@ -45,37 +53,52 @@ class ColumnStatistics:
     nature: Nature
     moments: Moments
     counts: Counts | None
+    hints: Hints
     missing: int = 0
     order: Values | None = None
+    sizes: Moments = field(default_factory=lambda: Moments.empty(2))
+    examples: Examples | None = None
 
     @classmethod
-    def of(cls, name: str, arrow: Type) -> ColumnStatistics:
+    def of(cls, entry: pa.Field) -> ColumnStatistics:
         """Of no rows.
 
         Raises:
             DataError: where the type cannot be modeled.
         """
-        kind = nature(arrow, name)
+        arrow = entry.type
+        kind = nature(arrow, entry.name)
         value, shape = value_type(arrow)
         cells = {"text": 0, "empty": 0, "date": PARTS, "tensor": int(np.prod(shape))}.get(kind, 1)
-        counts = Counts(arrow) if kind not in ("tensor", "empty") else None
-        return cls(value, shape, kind, Moments.empty(cells), counts)
+        cells = channels_of(arrow) if kind == "ragged" else cells
+        counts = Counts(arrow) if kind not in ("tensor", "empty", "ragged") else None
+        column = cls(value, shape, kind, Moments.empty(cells), counts, Hints.of(entry))
+        if kind in ("text", "ragged"):
+            column.examples = Examples(level_type(arrow) if kind == "text" else arrow)
+        return column
 
     @property
     def sampled(self) -> bool:
-        """Whether rows are kept for quantiles: numbers and unnamed matrices need them, images do not."""
-        return self.nature not in ("text", "empty", "date") and len(self.shape) < 2
+        """Whether rows are kept for quantiles and for what whole series show: images and volumes need none."""
+        return self.nature in ("number", "flag") or (self.nature == "tensor" and len(self.shape) < 3)
 
     def update(self, array: Values, name: str, first_row: int, keep: Mask | None) -> Cells | None:
-        """Adds the rows to keep of an array; returns their cells (b, c), or None for a column without numbers."""
+        """Adds the rows to keep of an array; returns their cells (b, c), or None for a column without such."""
         if self.order is None and pa.types.is_dictionary(self.type) and self.type.ordered:
             self.order = array.dictionary
         array = plain(array) if self.counts is not None else array
         kept = array if keep is None else array.filter(pa.array(keep))
         if self.counts is not None:
             self.counts.add(kept)
-        if self.nature in ("text", "empty"):
+        if self.examples is not None:
+            ids = np.arange(first_row, first_row + len(array))
+            self.examples.update(ids if keep is None else ids[keep], kept)
+        if self.nature in ("text", "empty", "ragged"):
             self.missing += kept.null_count
+            if self.nature == "text":
+                self._measure(kept)
+            elif self.nature == "ragged":
+                self._follow(read_lists(array), name, first_row, keep)
             return None
         block = read_block(array, self.nature, self.type, name, first_row)
         refuse_infinite(block, name, first_row)
@@ -86,13 +109,54 @@ class ColumnStatistics:
         self.missing += (block.size - there) // (PARTS if self.nature == "date" else 1)
         return block
 
+    def _measure(self, texts: Values) -> None:
+        """Adds the sizes of texts."""
+        there = texts.drop_null()
+        sizes = [np.asarray(measure(there).to_numpy()) for measure in (pc.utf8_length, pc.binary_length)]
+        self.sizes.update(np.stack(sizes, axis=1))
+
+    def _follow(self, series: Ragged, name: str, first_row: int, keep: Mask | None) -> None:
+        """Adds the steps and lengths of series."""
+        refuse_ragged(series, name, first_row)
+        there = np.ones(len(series), np.bool_) if keep is None else keep
+        there = there if series.missing is None else there & ~series.missing
+        kept = series if there.all() else series[np.flatnonzero(there)]
+        self.moments.update(kept.values)
+        self.sizes.update(kept.lengths[:, None].repeat(2, axis=1))
+
     def merge(self, other: ColumnStatistics) -> None:
         """Adds what another part of the rows held."""
         self.missing += other.missing
+        self.sizes.merge(other.sizes)
+        if self.examples is not None and other.examples is not None:
+            self.examples.merge(other.examples)
         self.order = self.order if self.order is not None else other.order
         self.moments.merge(other.moments)
         if self.counts is not None and other.counts is not None:
             self.counts.merge(other.counts)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a source knows of a column beyond its type; empty where nothing.
+
+    Args:
+        kind: it should be, unless the user says otherwise.
+        rate: samples per second of a sound.
+        items: of a bag of item numbers: how many there are.
+        names: of a series' channels.
+    """
+
+    kind: str = ""
+    rate: int = 0
+    items: int = 0
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, entry: pa.Field) -> Hints:
+        """Those in a field's metadata."""
+        names = json.loads(fact(entry, CHANNELS) or "[]")
+        return cls(fact(entry, KIND), int(fact(entry, RATE) or 0), int(fact(entry, ITEMS) or 0), tuple(names))
 
 
 def read_block(array: Values, kind: Nature, trained: Type, name: str, first_row: int = 0) -> Cells:
@@ -119,11 +183,12 @@ class Statistics:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        twice = sorted(name for name, count in Counter(schema.names).items() if count > 1)
-        if twice or not schema.names:
+        entries = modeled(schema)
+        twice = sorted(name for name, count in Counter(entry.name for entry in entries).items() if count > 1)
+        if twice or not entries:
             raise DataError(f"columns {', '.join(twice)} stand twice" if twice else "a table without columns")
         self.rows = 0
-        self.columns = {entry.name: ColumnStatistics.of(entry.name, entry.type) for entry in schema}
+        self.columns = {entry.name: ColumnStatistics.of(entry) for entry in entries}
         sampled = {name: len(column.moments.count) for name, column in self.columns.items() if column.sampled}
         cells = max(1, sum(sampled.values()))
         self.sample = Sample(max(1, min(SAMPLE_ROWS, SAMPLE_CELLS // cells)), list(sampled))
@@ -140,7 +205,7 @@ class Statistics:
             DataError: where a value is infinite, naming column and row.
         """
         blocks = {}
-        for name, column in self.columns.items():
+        for name, column in self.columns.items():  # columns that stand aside are not looked at
             block = column.update(rows.column(name), name, first_row, keep)
             if block is not None and column.sampled:
                 blocks[name] = block

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from narrows.errors import ModelFileError, NarrowsError
 from narrows.prepare.arrow import column_type
-from narrows.prepare.arrow_types import nature, parse_type
+from narrows.prepare.arrow_types import is_list, nature, parse_type
 from narrows.prepare.categories import Levels, levels_from_json, levels_to_json
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
-from narrows.prepare.learning import possible_kinds
+from narrows.prepare.learning import Layout, grid_of, possible_kinds
+from narrows.prepare.ragged import channels_of
+from narrows.prepare.series import Series
 from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
+from narrows.prepare.words import FITTING
 from narrows.schema import Column, Schema
 
 MISSING_CELLS = 1 << 22  # largest shape believed of a column whose every value was missing: no tensor backs it
@@ -36,22 +40,28 @@ class StoredLevels(pydantic.BaseModel):
 
 
 class Facts(pydantic.BaseModel):
-    """The JSON half: the columns in order, and the levels of the category columns by name."""
+    """The JSON half: the columns in order, and by name the levels of the categories and the layouts of the series."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     columns: list[Column]
     levels: dict[str, StoredLevels]
+    series: dict[str, Series] = {}
 
 
 def to_stored(
-    schema: Schema, levels: Mapping[str, Levels], scaling: Scaling
+    schema: Schema, layouts: Mapping[str, Layout], scaling: Scaling
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of a preparer's parts."""
-    stored = {name: {"values": levels_to_json(known.values), "rest": known.rest} for name, known in levels.items()}
-    return {"columns": schema.to_json(), "levels": stored}, dict(scaling.state_dict())
+    facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, "series": {}}
+    for name, layout in layouts.items():
+        if isinstance(layout, Levels):
+            facts["levels"][name] = {"values": levels_to_json(layout.values), "rest": layout.rest}
+        else:
+            facts["series"][name] = asdict(layout)
+    return facts, dict(scaling.state_dict())
 
 
-def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Levels], Scaling]:
+def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Layout], Scaling]:
     """The parts that `to_stored` wrote.
 
     Raises:
@@ -59,21 +69,46 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
     """
     try:
         checked = Facts.model_validate(dict(facts))
-        schema = Schema(tuple(checked.columns))
+        schema = Schema(tuple(_with_grid(column) for column in checked.columns))
         _require(len(schema) > 0 and len(set(schema.names)) == len(schema), "column names")
         for column in schema:
             _check_column(column)
-        _require(set(checked.levels) == {c.name for c in schema if c.categorical}, "names of the category columns")
-        levels = {
-            name: Levels(levels_from_json(stored.values, parse_type(schema[name].type)), stored.rest)
-            for name, stored in checked.levels.items()
-        }
-        _require(all(len(known) == schema[name].levels for name, known in levels.items()), "numbers of levels")
-        return schema, levels, _checked_scaling(schema.numbers, tensors)
+        layouts = _checked_levels(schema, checked.levels) | _checked_series(schema, checked.series)
+        return schema, layouts, _checked_scaling(schema.dense, tensors)
     except ModelFileError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, NarrowsError) as error:
         raise ModelFileError(f"the preparer in this file is damaged: {_words(error)}") from error
+
+
+def _with_grid(column: Column) -> Column:
+    """The column with the grid that files of older versions leave out."""
+    return replace(column, grid=grid_of(column)) if column.width and column.kind == "image" else column
+
+
+def _checked_levels(schema: Schema, stored: Mapping[str, StoredLevels]) -> dict[str, Layout]:
+    _require(set(stored) == {c.name for c in schema if c.categorical}, "names of the category columns")
+    levels = {
+        name: Levels(levels_from_json(known.values, parse_type(schema[name].type)), known.rest)
+        for name, known in stored.items()
+    }
+    _require(all(len(known) == schema[name].levels for name, known in levels.items()), "numbers of levels")
+    return dict(levels)
+
+
+def _checked_series(schema: Schema, stored: Mapping[str, Series]) -> dict[str, Layout]:
+    expected = {column.name for column in schema if column.kind in ("series", "audio") and column.width}
+    _require(set(stored) == expected, "names of the series")
+    for name, series in stored.items():
+        column, arrow = schema[name], parse_type(schema[name].type)
+        counts = series.steps > 0 and series.channels > 0 and series.transform in FITTING[column.kind]
+        floor = (0, series.channels)[series.transform == "own"]
+        counts = counts and len(series.floor) == floor and all(0 < least < math.inf for least in series.floor)
+        _require(counts and column.grid == series.grid and column.side == series.side, f"steps of {name!r}")
+        ragged = is_list(arrow) and channels_of(arrow) == series.channels
+        fixed = column.shape in ((series.steps,) * (series.channels == 1), (series.steps, series.channels))
+        _require(ragged if series.ragged else fixed, f"type and steps of {name!r}")
+    return dict(stored)
 
 
 def _words(error: Exception) -> str:
@@ -103,8 +138,14 @@ def _check_column(column: Column) -> None:
         most = 2 ** (arrow.index_type.bit_width - 1) if pa.types.is_dictionary(arrow) else 2**31
         _require(column.width == 0 and 0 <= column.levels <= most and not column.shape, f"levels of {column.name!r}")
         return
+    _require(column.levels == 0 and 0 <= column.rate < 2**31, f"cells of {column.name!r}")
+    if column.kind in ("series", "audio"):  # further checked by what is known of the series
+        inside = column.width == math.prod(column.grid) + column.side and column.side >= 0
+        _require(not column.width or (inside and all(side > 0 for side in column.grid)), f"cells of {column.name!r}")
+        return
     widths = {0, math.prod(column.shape)} if column.kind != "date" else {0, PARTS_WITHOUT_CLOCK, PARTS}
-    _require(column.levels == 0 and column.width in widths, f"cells of {column.name!r}")
+    fits = column.width in widths and column.grid == (grid_of(column) if column.width else ())
+    _require(fits, f"cells of {column.name!r}")
 
 
 def _checked_scaling(width: int, tensors: Mapping[str, Tensor]) -> Scaling:

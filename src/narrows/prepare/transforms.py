@@ -11,8 +11,8 @@ lets large offsets (ids, timestamps) keep their digits. Nothing is clipped, exce
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 
 from narrows.prepare.arrow import Cells, Floats
 from narrows.prepare.moments import Moments
-
-Transform = Literal["standardize", "minmax", "quantile", "none"]
-TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 LIMIT = 1e6
 KNOTS = 128  # a power of two, for the search; four of them carry the lines beyond the ends
@@ -64,13 +61,28 @@ class Plan:
             prepared = [np.clip((values - center) / scale, -LIMIT, LIMIT) for values in (mean, low, high)]
         return cls(center, scale, prepared[0], prepared[1], prepared[2], bounded)
 
+    def tiled(self, times: int) -> Plan:
+        """The same for so many repetitions of the cells, none of which follows a curve."""
+        tiled: dict[str, Any] = {name: np.tile(getattr(self, name), times) for name in CELLWISE}
+        return replace(self, **tiled)
+
+    def beside(self, other: Plan) -> Plan:
+        """Both plans, for cells that stand side by side and follow no curves."""
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in CELLWISE
+        }
+        return replace(self, **joined, bounded=self.bounded and other.bounded)
+
+
+CELLWISE = ("center", "scale", "fill", "low", "high")
+
 
 def _mean(moments: Moments) -> Floats:
     """Mean, or the middle of the range where the sum overflowed."""
     return np.where(np.isfinite(moments.mean), moments.mean, moments.low / 2 + moments.high / 2)
 
 
-def plan_image(moments: Moments, bytes_: bool, transform: Transform | None) -> Plan:
+def plan_image(moments: Moments, bytes_: bool, transform: str | None) -> Plan:
     """One center and scale for all the cells of an image.
 
     By default whole numbers from 0 up are divided by their greatest, or by 255 where they are bytes above 127; floats
@@ -97,7 +109,7 @@ def _pooled(moments: Moments) -> tuple[Floats, Floats]:
     return mean, _usable(np.asarray(spread), np.asarray(np.nanmin(moments.low)), np.asarray(np.nanmax(moments.high)))
 
 
-def plan_numbers(moments: Moments, sample: Cells, transform: Transform | None) -> Plan:
+def plan_numbers(moments: Moments, sample: Cells, transform: str | None) -> Plan:
     """A transform for each cell on its own.
 
     By default a cell is standardized, unless it is heavy-tailed: some value lies more than 8 standard deviations
@@ -250,7 +262,7 @@ class Scaling(nn.Module):
         """The plans of all number columns, side by side."""
         tensors = {
             name: torch.from_numpy(np.concatenate([np.zeros(0), *(getattr(plan, name) for plan in plans)]))
-            for name in ("center", "scale", "fill", "low", "high")
+            for name in CELLWISE
         }
         starts = np.cumsum([0, *(len(plan.center) for plan in plans)])
         curves = {

@@ -1,0 +1,68 @@
+"""Prepared numbers far outside the range of training: which columns have them, and what to say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from narrows.prepare.transforms import LIMIT, Scaling
+from narrows.schema import Column, Schema
+
+
+class Outliers:
+    """Watches the number cells of a schema: a value is far out where it is further outside the range than that is wide.
+
+    Args:
+        schema: the columns.
+        scaling: the tensor half, which knows the ranges of training.
+    """
+
+    def __init__(self, schema: Schema, scaling: Scaling) -> None:
+        self.schema, self.scaling = schema, scaling
+        self.columns = [column for column in schema if column.width and column.kind != "bag"]
+        low, high = self._raw_range()
+        floor, ceiling = scaling(torch.stack([low - (high - low), high + (high - low)]))
+        self._floor = floor - 1e-6 * (1 + floor.abs())
+        self._ceiling = ceiling + 1e-6 * (1 + ceiling.abs())
+
+    def _raw_range(self) -> Tensor:
+        """(2, N) least and greatest raw value of each number cell in training; those of a grid or array share theirs.
+
+        A pixel that was always black in training may well be gray.
+        """
+        ends = torch.stack([self.scaling.low, self.scaling.high])
+        for column in self.columns:
+            span = self.schema.spans[column.name]
+            inside = slice(span.start, span.stop - (column.side if column.grid else 0))
+            if column.shape or column.grid:
+                ends[0, inside], ends[1, inside] = ends[0, inside].min(), ends[1, inside].max()
+        return self.scaling.inverse(ends)
+
+    def found(self, numbers: Tensor) -> Iterator[tuple[str, str]]:
+        """Columns of prepared numbers (B, N) with values far out, each with what to say of it."""
+        if not numbers.numel():
+            return
+        least, most = torch.aminmax(numbers, dim=0)
+        far = (least < self._floor) | (most > self._ceiling)
+        for column in self.columns if bool(far.any()) else ():
+            span = self.schema.spans[column.name]
+            if bool(far[span].any()):
+                cell = span.start + int(far[span].nonzero()[0])
+                value = least[cell] if least[cell] < self._floor[cell] else most[cell]
+                yield column.name, f"column {column.name!r} {self._words(column, cell, float(value))}"
+
+    def _words(self, column: Column, cell: int, value: float) -> str:
+        """What to say of a prepared value of a cell that is out of range."""
+        if column.kind == "date":
+            return "has dates far outside those of training: kept, not clipped"
+        if column.kind == "series" and column.side:
+            return "has series unlike any of training in level, spread or length: kept, not clipped"
+        row = torch.zeros(1, len(self._floor))
+        row[0, cell] = value
+        raw, (low, high) = float(self.scaling.inverse(row)[0, cell]), self._raw_range()[:, cell].tolist()
+        outside = f"far outside its training range of {low:.6g} to {high:.6g}"
+        if abs(value) >= LIMIT:
+            return f"has values so {outside} that they are taken for {raw:.6g}"
+        return f"has values {outside}, such as {raw:.6g}: kept, not clipped"
