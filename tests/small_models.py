@@ -8,7 +8,9 @@ import torch
 
 from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
-from narrows.model.recipes import Recipe, build
+from narrows.model.building import build
+from narrows.model.recipes import Recipe
+from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
@@ -31,7 +33,7 @@ def small_model(
     for row_id, rows in source.batches():
         statistics.update(rows, row_id)
     preparer = Preparer.learn(statistics)
-    network = Dense(hidden=(32,), members=members)
+    network = Network.of(Dense(hidden=(32,), members=members))
     torch.manual_seed(0)
     module = build(Recipe.parse(recipe), preparer.schema, latent, network)
     everything = Batch.concat([preparer.prepare(rows) for _, rows in source.batches()])

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from narrows.model.autoencoder import AutoencoderModule
-from narrows.model.recipes import Recipe, build
+from narrows.model.building import build
+from narrows.model.recipes import Recipe
+from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.schema import Batch, Column, Schema
 from narrows.train.loop import train
@@ -37,7 +39,7 @@ def small_module(recipe: str = "plain", width: int = WIDTH, latent: int = 4, dro
     with torch.random.fork_rng():
         torch.manual_seed(1)
         network = Dense(hidden=() if recipe == "linear" else (16,), norm="batch", dropout=dropout)
-        return build(Recipe.parse(recipe), schema, latent, network)
+        return build(Recipe.parse(recipe), schema, latent, Network.of(network))
 
 
 def small_run(

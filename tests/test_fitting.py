@@ -10,6 +10,7 @@ from narrows.errors import DataError, FitWarning, SettingError
 from narrows.fitting import default_epochs, default_latent
 from narrows.rows import Rows, Thinned
 from narrows.schema import Batch, Column, Schema
+from narrows.train.optimizers import step_work
 
 CPU = torch.device("cpu")
 
@@ -128,11 +129,11 @@ def test_defaults_grow_with_the_data():
     assert default_latent(schema) == 5
     assert default_latent(Schema(schema.columns * 10)) == 16 and default_latent(Schema(schema.columns[:1])) == 1
     small, wide = torch.nn.Linear(10, 10), torch.nn.Linear(3000, 1000)
-    assert default_epochs(small, 30, 32, "muon") == 200
-    assert default_epochs(small, 20_000, 256, "muon") == 77
-    assert default_epochs(wide, 60_000, 512, "adamw") == 51
-    assert default_epochs(wide, 60_000, 512, "muon") == 11
-    assert default_epochs(small, 10**9, 1024, "adamw") == 10
+    assert default_epochs(step_work(small, 32, "muon"), 30, 32) == 200
+    assert default_epochs(step_work(small, 256, "muon"), 20_000, 256) == 77
+    assert default_epochs(step_work(wide, 512, "adamw"), 60_000, 512) == 51
+    assert default_epochs(step_work(wide, 512, "muon"), 60_000, 512) == 11
+    assert default_epochs(step_work(small, 1024, "adamw"), 10**9, 1024) == 10
 
 
 def test_codes_that_can_copy_are_warned_of():

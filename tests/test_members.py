@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from narrows.model.autoencoder import AutoencoderModule
-from narrows.model.recipes import Recipe, build
+from narrows.model.building import build
+from narrows.model.recipes import Recipe
+from narrows.networks.choice import Network
 from narrows.networks.dense import Dense, MemberLinear
 from narrows.schema import Batch, Column, Schema
 from narrows.train.loop import train
@@ -28,7 +30,7 @@ def autoencoder(members: int | None, seed: int = 0, recipe: str = "plain:likelih
     schema = Schema((Column("x", "number", "float", shape=(WIDTH,), width=WIDTH),))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(Recipe.parse(recipe), schema, 4, Dense(hidden=(16,), members=members))
+        return build(Recipe.parse(recipe), schema, 4, Network.of(Dense(hidden=(16,), members=members)))
 
 
 def slices(ensemble: nn.Module, member: int) -> dict[str, Tensor]:

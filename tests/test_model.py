@@ -11,7 +11,9 @@ from narrows.errors import SettingError
 from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.categorical import Categorical as Categories
 from narrows.model.categorical import groups_alike
-from narrows.model.recipes import RECIPES, Recipe, build
+from narrows.model.building import build
+from narrows.model.recipes import RECIPES, Recipe
+from narrows.networks.choice import Network
 from narrows.networks.dense import ACTIVATIONS, Dense
 from narrows.schema import Batch, Column, Schema
 
@@ -39,7 +41,7 @@ def rows_of(schema, count=7, holes=False, seed=0):
 
 def made(recipe="plain", schema=MIXED, latent=2, seed=0, **network):
     torch.manual_seed(seed)
-    return build(Recipe.parse(recipe), schema, latent, Dense(**{"hidden": (8,), **network}))
+    return build(Recipe.parse(recipe), schema, latent, Network.of(Dense(**{"hidden": (8,), **network})))
 
 
 def hidden_of(recipe):
@@ -135,7 +137,7 @@ def test_likelihoods_are_chosen_by_column():
     recipe = Recipe.parse("plain:likelihood.age=gaussian(0.25),likelihood.when=mse,code=tanh")
     assert Recipe.parse(str(recipe)) == recipe
     batch, outputs = rows_of(MIXED), torch.randn(1, 7, 12)
-    module = build(recipe, MIXED, 2, Dense(hidden=(4,)))
+    module = build(recipe, MIXED, 2, Network.of(Dense(hidden=(4,))))
     costs = module.likelihood(outputs).log_prob(batch)
     centers = module.likelihood(outputs).numbers()
     torch.testing.assert_close(costs[..., 0], Normal(centers[..., 0], 0.25).log_prob(batch.numbers[:, 0]))
@@ -305,7 +307,7 @@ def test_batch_norm_is_torch_batch_norm_over_all_rows():
 
 def test_users_own_networks_take_the_places_of_the_dense_ones():
     encoder, decoder = torch.nn.Linear(4, 2), torch.nn.Linear(2, 4)
-    module = build(Recipe.parse("plain"), NUMBERS, 2, Dense(), {"encoder": encoder, "decoder": decoder})
+    module = build(Recipe.parse("plain"), NUMBERS, 2, Network(), {"encoder": encoder, "decoder": decoder})
     assert isinstance(module, AutoencoderModule) and module.encoder is encoder
     torch.testing.assert_close(module.encode(rows_of(NUMBERS)).z[0], encoder(rows_of(NUMBERS).numbers))
 

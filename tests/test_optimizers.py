@@ -138,7 +138,7 @@ def test_muon_takes_matrices_only_and_decay_leaves_vectors_alone():
         "words.weight": "exp_avg_sq",
         "members.weight": "average",
         "members.bias": "exp_avg_sq",
-        "filters.weight": "exp_avg_sq",
+        "filters.weight": "average",
         "filters.bias": "exp_avg_sq",
         "scale": "exp_avg_sq",
         "dense.bias": "exp_avg_sq",

@@ -38,6 +38,18 @@ class Pieces(Source):
         return numbered(piece, skip, [pa.RecordBatch.from_pydict({"n": cut}) for cut in cuts])
 
 
+def windows_of(shuffle, epoch, position=None):
+    """Permuted windows as the preparer would make them, each with the position behind it."""
+    parts = []
+    for rows, end in shuffle.parts(epoch, position):
+        assert len(rows)
+        parts.append(rows)
+        if end is not None:
+            yield pa.Table.from_batches(parts).take(end.order).combine_chunks(), end.position
+            parts = []
+    assert not parts
+
+
 def numbers(batches):
     return [number for batch in batches for number in batch.column("n").to_pylist()]
 
@@ -79,10 +91,10 @@ def test_every_epoch_gives_each_training_row_once_in_exact_windows(sizes, window
         for number, held in zip(numbers([batch]), split.held_out(batch, row) if split else [False] * 99, strict=False)
         if not held
     ]
-    given_ = [batch for batch, _ in Shuffle(source, split, 3, window).windows(epoch)]
+    given_ = [batch for batch, _ in windows_of(Shuffle(source, split, 3, window), epoch)]
     assert sorted(numbers(given_)) == wanted
     assert all(batch.num_rows == window for batch in given_[:-1])
-    again = [batch for batch, _ in Shuffle(Pieces(sizes, step + 1), split, 3, window).windows(epoch)]
+    again = [batch for batch, _ in windows_of(Shuffle(Pieces(sizes, step + 1), split, 3, window), epoch)]
     assert numbers(again) == numbers(given_)  # however the batches are cut
 
 
@@ -91,9 +103,9 @@ def test_every_epoch_gives_each_training_row_once_in_exact_windows(sizes, window
 def test_goes_on_exactly_from_every_position(sizes, window, whole, ranks):
     source = Pieces(sizes).shard(0, ranks)
     shuffle = Shuffle(source, None if whole else Split(0.3), 1, window)
-    windows = list(shuffle.windows(2))
+    windows = list(windows_of(shuffle, 2))
     for place, (_, position) in enumerate(windows):
-        rest = list(shuffle.windows(2, json.loads(json.dumps(position))))
+        rest = list(windows_of(shuffle, 2, json.loads(json.dumps(position))))
         assert [p for _, p in rest] == [p for _, p in windows[place + 1 :]]
         assert numbers(b for b, _ in rest) == numbers(b for b, _ in windows[place + 1 :])
 
@@ -101,17 +113,17 @@ def test_goes_on_exactly_from_every_position(sizes, window, whole, ranks):
 def test_pieces_that_are_done_are_not_read_again():
     source = Pieces([10] * 40)
     shuffle = Shuffle(source, None, 0, 50)
-    positions = [position for _, position in shuffle.windows(0)]
+    positions = [position for _, position in windows_of(shuffle, 0)]
     order = source.read_pieces
     source.read_pieces = []
-    list(shuffle.windows(0, positions[4]))  # 250 rows on: three times eight pieces are done
+    list(windows_of(shuffle, 0, positions[4]))  # 250 rows on: three times eight pieces are done
     assert source.read_pieces == order[24:]
 
 
 def test_epochs_and_seeds_differ_and_mix():
     source = Pieces([500] * 20)
     orders = [
-        numbers(b for b, _ in Shuffle(source, None, seed, 400).windows(e)) for seed, e in ((0, 0), (0, 1), (1, 0))
+        numbers(b for b, _ in windows_of(Shuffle(source, None, seed, 400), e)) for seed, e in ((0, 0), (0, 1), (1, 0))
     ]
     assert len({tuple(order) for order in orders}) == 3
     correlation = np.corrcoef(np.arange(10_000), orders[0])[0, 1]
@@ -148,7 +160,7 @@ def test_one_piece_is_shared_fairly():
 def test_heavy_pieces_are_read_one_by_one():
     source = Pieces([100] * 6)
     source.open_bytes = 1 << 40
-    windows = list(Shuffle(source, None, 0, 100).windows(0))
+    windows = list(windows_of(Shuffle(source, None, 0, 100), 0))
     assert all(len({number // 100 for number in numbers([batch])}) == 1 for batch, _ in windows)
     assert sorted(numbers(batch for batch, _ in windows)) == list(range(600))
 
@@ -162,10 +174,11 @@ def test_texts_levels_and_images_go_through_a_shuffle(tmp_path):
     for part, levels in enumerate((["a", "b"], ["c", "b"])):
         table = pa.table({"s": ["x", None], "d": pa.array(levels).dictionary_encode(), "none": pa.nulls(2)})
         pq.write_table(table, tmp_path / f"{part}.parquet")
-    ((window, _),) = Shuffle(open_source(tmp_path), None, 0, 10).windows(0)
+    ((window, _),) = windows_of(Shuffle(open_source(tmp_path), None, 0, 10), 0)
     assert sorted(window.column("d").to_pylist()) == ["a", "b", "b", "c"]
     array = np.arange(300 * 6).reshape(300, 2, 3)
-    images = [window.column(0).to_numpy_ndarray() for window, _ in Shuffle(open_source(array), None, 0, 70).windows(0)]
+    windows = windows_of(Shuffle(open_source(array), None, 0, 70), 0)
+    images = [window.column(0).combine_chunks().to_numpy_ndarray() for window, _ in windows]
     shuffled = np.concatenate(images)
     assert not np.array_equal(shuffled, array)
     np.testing.assert_array_equal(shuffled[np.argsort(shuffled[:, 0, 0])], array)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from narrows.fitted import Model, load
     from narrows.fitting import Plan, fit
     from narrows.model.recipes import Recipe
+    from narrows.networks.choice import Network
+    from narrows.networks.conv import Conv
     from narrows.networks.dense import Dense
+    from narrows.networks.recurrent import Recurrent
+    from narrows.networks.transformer import Transformer
     from narrows.report.page import report as write_report
     from narrows.sources.reading import Reading
     from narrows.sources.source import Source, open_source
@@ -33,18 +37,22 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Autoencoder": "narrows.estimators",
+    "Conv": "narrows.networks.conv",
     "DataError": "narrows.errors",
     "Dense": "narrows.networks.dense",
     "Model": "narrows.fitted",
     "ModelFileError": "narrows.errors",
     "NarrowsError": "narrows.errors",
+    "Network": "narrows.networks.choice",
     "Plan": "narrows.fitting",
     "Reading": "narrows.sources.reading",
     "Recipe": "narrows.model.recipes",
+    "Recurrent": "narrows.networks.recurrent",
     "SettingError": "narrows.errors",
     "Source": "narrows.sources.source",
     "Training": "narrows.train.settings",
     "TrainingError": "narrows.errors",
+    "Transformer": "narrows.networks.transformer",
     "Watch": "narrows.train.settings",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.fitting",
@@ -56,18 +64,22 @@ _HOMES = {
 
 __all__ = [
     "Autoencoder",
+    "Conv",
     "DataError",
     "Dense",
     "Model",
     "ModelFileError",
     "NarrowsError",
+    "Network",
     "Plan",
     "Reading",
     "Recipe",
+    "Recurrent",
     "SettingError",
     "Source",
     "Training",
     "TrainingError",
+    "Transformer",
     "Watch",
     "__version__",
     "evaluate",

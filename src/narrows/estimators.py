@@ -6,7 +6,7 @@ paths, Arrow streams and sources go to the river as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from torch import nn
 from narrows.containers import container_of, is_pandas
 from narrows.errors import SettingError
 from narrows.fitting import Plan, fit
-from narrows.networks.dense import Dense
+from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
 from narrows.tasks.baseline import learn_baseline
@@ -35,11 +35,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         latent: numbers in a row's code; None takes half of the cells, at most 16.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. None chooses by the width of the data.
         recipe: `plain`, `linear`, `denoising`, `vae`, with arguments as in `vae:beta=4`.
-        network: further settings of the dense networks, or the user's own `(encoder, decoder)` modules (see
-            `narrows.model.recipes.build`). `hidden` comes before its own.
+        network: `dense`, `conv`, `recurrent`, `transformer`, the settings of one of them (`Conv(channels=(16, 32))`)
+            or a `Network` of all; None chooses by the data. Or the user's own `(encoder, decoder)` modules (see
+            `narrows.model.building.build`). `hidden` comes before its own.
         epochs: passes over the rows; None chooses by their number.
         lr: learning rate; None takes the optimizer's own.
         training: further settings of the training.
+        columns: column -> kind or transform, where those chosen are wrong: `{"x": "series"}` (see `narrows.Plan`). An
+            unnamed array is the column `x`.
         random_state: seed of every random draw; None draws one.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
@@ -57,10 +60,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         *,
         hidden: Sequence[int] | None = None,
         recipe: str = "plain",
-        network: Dense | tuple[nn.Module, nn.Module] | None = None,
+        network: Any = None,
         epochs: int | None = None,
         lr: float | None = None,
         training: Training | None = None,
+        columns: Mapping[str, str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: int = 0,
@@ -72,6 +76,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.epochs = epochs
         self.lr = lr
         self.training = training
+        self.columns = columns
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -167,21 +172,31 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=1)
 
     def _plan(self) -> Plan:
-        network = self.network if isinstance(self.network, Dense) else Dense()
+        network = Network.of(None if self._modules() else self.network)
         if self.hidden is not None:
-            network = replace(network, hidden=tuple(int(width) for width in self.hidden))
+            network = replace(network, dense=replace(network.dense, hidden=tuple(int(width) for width in self.hidden)))
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
         training = self.training or Training()
-        return Plan(self.recipe, self.latent, network, training, self.epochs, self.lr, int(seed), self.device)
+        return Plan(
+            self.recipe,
+            self.latent,
+            network,
+            training,
+            self.epochs,
+            self.lr,
+            int(seed),
+            self.device,
+            dict(self.columns or {}),
+        )
 
     def _modules(self) -> dict[str, nn.Module] | None:
-        if self.network is None or isinstance(self.network, Dense):
+        if not isinstance(self.network, tuple | list):
             return None
-        pair = tuple(self.network) if isinstance(self.network, tuple | list) else ()
+        pair = tuple(self.network)
         if len(pair) != 2 or not all(isinstance(module, nn.Module) for module in pair):
-            raise SettingError(f"network={self.network!r}", "a Dense, or a pair of torch modules (encoder, decoder)")
+            raise SettingError(f"network={self.network!r}", "settings of a network, or two modules (encoder, decoder)")
         return {"encoder": pair[0], "decoder": pair[1]}
 
     def __sklearn_tags__(self) -> Tags:

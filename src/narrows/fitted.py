@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from narrows import tensorfile
 from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError
 from narrows.model.autoencoder import AutoencoderModule, Loss
-from narrows.model.recipes import Recipe, build
-from narrows.networks.dense import Dense
+from narrows.model.building import build
+from narrows.model.recipes import Recipe
+from narrows.networks.choice import Network
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
 from narrows.sources.reading import Reading
@@ -49,7 +50,7 @@ class Model:
         module: the trained autoencoder, in eval mode.
         recipe: how its slots were filled.
         latent: numbers in a code of one member.
-        network: its dense networks; None where the user brought encoder and decoder.
+        network: its encoder and decoder; None where the user brought encoder and decoder.
         facts: of the training: rows, epochs, losses, why it stopped, seed. No clock, host or path.
         parts: name -> what a task learnt.
         reading: how the training data was read.
@@ -59,7 +60,7 @@ class Model:
     module: AutoencoderModule
     recipe: Recipe
     latent: int
-    network: Dense | None
+    network: Network | None
     facts: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
@@ -251,10 +252,16 @@ class _Facts(pydantic.BaseModel, extra="forbid"):
     preparer: dict[str, Any]
     recipe: _Recipe
     latent: pydantic.PositiveInt
-    network: Dense | None
+    network: Network | None
     training: _Training
     parts: dict[str, dict[str, Any]]
     reading: Reading = Reading()
+
+    @pydantic.field_validator("network", mode="before")
+    @classmethod
+    def of_format_1(cls, network: Any) -> Any:
+        """Files of format 1 hold the settings of a dense network and nothing else."""
+        return {"kind": "dense", "dense": network} if isinstance(network, dict) and "hidden" in network else network
 
 
 def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None, device: str = "cpu") -> Model:
@@ -293,7 +300,7 @@ def load(path: str | Path, modules: Mapping[str, nn.Module] | None = None, devic
     )
 
 
-def _check_modules(path: str | Path, network: Dense | None, modules: Mapping[str, nn.Module] | None) -> None:
+def _check_modules(path: str | Path, network: Network | None, modules: Mapping[str, nn.Module] | None) -> None:
     if network is None and (modules is None or set(modules) != {"encoder", "decoder"}):
         raise SettingError(
             f"{path} was trained with an encoder and a decoder of the user's own",
@@ -314,9 +321,9 @@ def _module(
     """The module with its weights, after the file's shapes were compared with what its facts promise."""
     if not modules:  # on the meta device nothing is allocated, whatever sizes the facts claim
         with torch.device("meta"):
-            _compare(build(recipe, schema, known.latent, known.network or Dense()), weights)
+            _compare(build(recipe, schema, known.latent, known.network or Network()), weights)
     with torch.random.fork_rng(devices=[]):
-        module = build(recipe, schema, known.latent, known.network or Dense(), modules)
+        module = build(recipe, schema, known.latent, known.network or Network(), modules)
     _compare(module, weights)
     module.load_state_dict(weights)
     return module.eval()

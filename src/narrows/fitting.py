@@ -19,15 +19,18 @@ from torch import nn
 
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
-from narrows.model.recipes import Recipe, build
-from narrows.networks.dense import WIDEST, Dense
+from narrows.model.building import build
+from narrows.model.recipes import Recipe
+from narrows.networks.choice import Network
+from narrows.networks.dense import WIDEST
 from narrows.rows import Rows, wishes
-from narrows.schema import Batch, Schema
+from narrows.schema import Batch, Schema, one_row
 from narrows.sources.source import open_source
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
+from narrows.train.matrices import count_uses
 from narrows.train.optimizers import DEFAULT_RATES, settled, step_work
-from narrows.train.settings import OptimizerName, Training, Watch
+from narrows.train.settings import Training, Watch
 
 Learner = Callable[[Model, Iterator[Batch]], Part]
 
@@ -39,19 +42,20 @@ class Plan:
     Args:
         recipe: `plain`, `vae:beta=4`, ...: fills the slots.
         latent: numbers in a row's code; None takes half of the cells, at most 16.
-        network: dense encoder and decoder.
+        network: encoder and decoder: a `Network`, the settings of one kind (`Conv()`), or a word (`conv`).
         training: how to train it.
         epochs: passes over the rows at most; None chooses by their number (see `default_epochs`).
         lr: peak learning rate; None takes the optimizer's own.
         seed: of every random draw; equal seeds, data and machines give equal models.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        columns: column -> kind (number, binary, category, date, image), transform (standardize, minmax, quantile,
-            none), or both with a space between, where the ones chosen are wrong.
+        columns: column -> a kind (number, count, binary, category, date, image, series, audio, tokens, bag), a
+            transform (standardize, minmax, quantile, none; own, wave, spectra; bytes, chars, words, bpe; counts,
+            tfidf), or both with a space between, where the ones chosen are wrong.
     """
 
     recipe: str | Recipe = "plain"
     latent: int | None = None
-    network: Dense = field(default_factory=Dense)
+    network: Any = None
     training: Training = field(default_factory=Training)
     epochs: int | None = None
     lr: float | None = None
@@ -66,10 +70,10 @@ class Plan:
             SettingError: naming the setting.
         """
         Recipe.parse(self.recipe)
-        for part, kind in ((self.network, Dense), (self.training, Training)):
-            if not isinstance(part, kind):
-                raise SettingError(f"{part!r} in a plan", f"a {kind.__name__}")
-            part.check()
+        if not isinstance(self.training, Training):
+            raise SettingError(f"{self.training!r} in a plan", "a Training")
+        self.training.check()
+        Network.of(self.network).check()
         wishes(self.columns)
         for name in ("latent", "epochs"):
             value = getattr(self, name)
@@ -109,6 +113,7 @@ def fit(
     """
     plan, watch = plan or Plan(), watch or Watch()
     plan.check()
+    network = Network.of(plan.network)
     device = choose_device(plan.device)
     source = open_source(data)
     given = plan.training.validation if validation is None else validation
@@ -120,19 +125,21 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         # the user's own modules stay as they are: a second fit begins where the first began
-        module = build(recipe, schema, latent, plan.network, copy.deepcopy(modules))
+        module = build(recipe, schema, latent, network, copy.deepcopy(modules))
     module.to(device)
     stream, held = rows.streams(device, weight)
-    about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(plan.network)}
+    about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(network)}
     about["data_fingerprint"] = rows.fingerprint
     watch = replace(watch, cells=schema.cell_names, about=about)
-    plan = replace(plan, training=settled(plan.training, module, rows.batch_size))
-    epochs = plan.epochs or default_epochs(module, rows.count, rows.batch_size, plan.training.optimizer)
+    uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
+    plan = replace(plan, training=settled(plan.training, module, rows.batch_size, uses))
+    work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
+    epochs = plan.epochs or default_epochs(work, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
     facts["settings"] = _settings(plan, rows.batch_size)
-    model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else plan.network, facts)
+    model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else network, facts)
     model.reading = source.reading
     model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
     return model
@@ -147,12 +154,17 @@ def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     }
 
 
-def default_epochs(module: nn.Module, rows: int, batch_size: int, optimizer: OptimizerName) -> int:
+def default_epochs(work: int, rows: int, batch_size: int) -> int:
     """As many epochs as make 6,000 steps, but from 10 to 200, and fewer where a step is much work.
 
     The bound is 3.2e13 multiplications, which two cores do in about a minute and a half.
+
+    Args:
+        work: multiplications in a step.
+        rows: of an epoch.
+        batch_size: rows of a step.
     """
-    steps = min(6000.0, 3.2e13 / max(1, step_work(module, batch_size, optimizer)))
+    steps = min(6000.0, 3.2e13 / max(1, work))
     return min(max(10, round(steps * batch_size / rows)), 200)
 
 

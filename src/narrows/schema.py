@@ -297,6 +297,11 @@ class Batch:
         return self.weight if self.weight is not None else self.numbers.new_ones(len(self))
 
 
+def one_row(schema: Schema) -> Batch:
+    """A row of zeros and first levels, everything seen: for finding out what a network does with a row."""
+    return Batch(torch.zeros(1, schema.numbers), torch.zeros(1, len(schema.levels), dtype=torch.long))
+
+
 class Stream(Protocol):
     """Batches of training rows, and where they stand: what the training loop asks of its data.
 

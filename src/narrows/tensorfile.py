@@ -21,7 +21,7 @@ from torch import Tensor
 from narrows.errors import ModelFileError
 from narrows.files import atomic
 
-FORMAT = 1
+FORMAT = 2  # 1: dense networks alone, no readings
 KEY = "narrows"
 
 

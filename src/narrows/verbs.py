@@ -18,7 +18,11 @@ from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
+from narrows.networks.choice import Network, Word
+from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
+from narrows.networks.recurrent import Recurrent
+from narrows.networks.transformer import Transformer
 from narrows.options import Applying, Choices, Flat, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.report.sections import layers
@@ -40,7 +44,11 @@ def fit(
     *,
     out: Path,
     choices: Annotated[Choices | None, Flat] = None,
-    network: Annotated[Dense | None, Flat] = None,
+    network: Word = "auto",
+    dense: Annotated[Dense | None, Flat] = None,
+    conv: Conv | None = None,
+    recurrent: Recurrent | None = None,
+    transformer: Transformer | None = None,
     training: Annotated[Training | None, Flat] = None,
     reading: Annotated[Reading | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
@@ -50,13 +58,20 @@ def fit(
     Args:
         data: a file, glob, folder, URL or the word `digits`.
         out: the model file to write, such as m.narrows.
+        network: by default dense layers for tables and small images, conv for larger images, series and sounds,
+            recurrent for texts. The transformer reads all of these, and the cells of a table.
+        conv: settings of convolutions.
+        recurrent: settings of recurrent networks.
+        transformer: settings of transformers.
     """
     choices, running = choices or Choices(), running or Running()
     refuse_output(out, data, suffix=".narrows")
     plan = Plan(
         recipe=choices.recipe,
         latent=choices.latent,
-        network=network or Dense(),
+        network=Network(
+            network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer()
+        ),
         training=training or Training(),
         epochs=choices.epochs,
         lr=choices.lr,

@@ -15,9 +15,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from narrows.model.embed import Embed
+from narrows.model.embed import CellEmbed, Embed, GridEmbed
 from narrows.model.latents import Code, Latent
 from narrows.model.likelihoods import Likelihood, Prediction
+from narrows.networks.grids import Feedback
 from narrows.schema import Batch
 
 
@@ -64,10 +65,10 @@ class AutoencoderModule(nn.Module):
 
     Args:
         corrupt: Batch -> Batch, applied in training only.
-        embed: Batch -> (B, inputs).
-        encoder: (B, inputs) -> ([E,] B, features).
+        embed: Batch -> (B, inputs), or a View where the network reads grids.
+        encoder: (B, inputs) or View -> ([E,] B, features).
         latent: features -> Code.
-        decoder: (K, [E,] B, size) -> (K, [E,] B, outputs).
+        decoder: (K, [E,] B, size) -> (K, [E,] B, outputs). An autoregressive one also reads the embedded rows.
         likelihood: outputs -> Prediction.
         weights: of the latent's terms.
     """
@@ -75,7 +76,7 @@ class AutoencoderModule(nn.Module):
     def __init__(
         self,
         corrupt: nn.Module,
-        embed: Embed,
+        embed: Embed | GridEmbed | CellEmbed,
         encoder: nn.Module,
         latent: Latent,
         decoder: nn.Module,
@@ -89,25 +90,47 @@ class AutoencoderModule(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch, with one sample of each code."""
+        batch = batch.dense()
         view = self.corrupt(batch) if self.training else batch
         code: Code = self.latent(self.encoder(self.embed(view)), samples=1)
-        p: Prediction = self.likelihood(self.decoder(code.z))
-        return Loss(-p.log_prob(batch), code.terms, self.weights, batch.weight)
+        return self._loss(code, batch)
 
     def encode(self, batch: Batch) -> Code:
         """The best guess of each row's code: z (1, [E,] B, size)."""
-        code: Code = self.latent(self.encoder(self.embed(batch)), samples=0)
+        code: Code = self.latent(self.encoder(self.embed(batch.dense())), samples=0)
         return code
 
     def decode(self, z: Tensor) -> Prediction:
-        """The rows that codes (K, [E,] B, size) stand for."""
-        prediction: Prediction = self.likelihood(self.decoder(z))
+        """The rows that codes (K, [E,] B, size) stand for; what is told step by step goes on from its own words."""
+        outputs = self.decoder(z, None, self._feedback()) if self.autoregressive else self.decoder(z)
+        prediction: Prediction = self.likelihood(outputs)
         return prediction
 
     def score(self, batch: Batch) -> Loss:
         """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
-        code = self.encode(batch)
-        return Loss(-self.decode(code.z).log_prob(batch), code.terms, self.weights, batch.weight)
+        batch = batch.dense()
+        return self._loss(self.encode(batch), batch)
+
+    def _loss(self, code: Code, batch: Batch) -> Loss:
+        """What codes cost that are to stand for these rows."""
+        outputs = self.decoder(code.z, self.embed(batch)) if self.autoregressive else self.decoder(code.z)
+        p: Prediction = self.likelihood(outputs)
+        return Loss(-p.log_prob(batch), code.terms, self.weights, batch.weight)
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether the decoder reads what came before: the rows themselves in training, its own words in `decode`."""
+        return bool(getattr(self.decoder, "autoregressive", False))
+
+    def _feedback(self) -> list[Feedback]:
+        """For each grid: one position's outputs -> the same position as the decoder reads it."""
+        embed = self.embed
+        if not isinstance(embed, GridEmbed):
+            return []
+        return [
+            lambda outputs, i=i, column=column: embed.feed(i, self.likelihood.at_position(column, outputs.float()))
+            for i, column in enumerate(embed.columns)
+        ]
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""The distribution of category cells: a softmax for each column, many columns at once.
+"""The distribution of category cells and of a text's tokens: a softmax for each cell, many cells at once.
 
 Knows the number of levels of each column, and nothing of what they are.
 """
@@ -75,12 +75,16 @@ class _Padded(nn.Module):
         count = torch.tensor([levels[column] for column in columns]).unsqueeze(1)
         place = torch.arange(max(levels[column] for column in columns) + 1)
         self.whole = len(columns) == len(levels)
+        # texts, whose tokens all have the same levels, need no padding: their outputs are seen as they lie
+        self.alike = (len(levels), levels[0] + 1) if self.whole and len(set(levels)) == 1 else None
         self.register_buffer("index", torch.where(place <= count, start + place, starts[-1]), persistent=False)
         self.register_buffer("known", place < count, persistent=False)
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
     def log_chances(self, outputs: Tensor) -> Tensor:
         """(..., B, m, widest): log probability of each level, minus infinity in the padding."""
+        if self.alike:
+            return outputs.unflatten(-1, self.alike).log_softmax(-1)
         return F.pad(outputs, (0, 1), value=float("-inf"))[..., self.index].log_softmax(-1)
 
     def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:

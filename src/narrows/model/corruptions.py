@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from narrows.errors import SettingError
-from narrows.schema import Batch
+from narrows.schema import Batch, Schema
 
 
 class GaussianNoise(nn.Module):
-    """Normal noise on every number cell (Vincent et al. 2010).
+    """Normal noise on every number cell that is not a count (Vincent et al. 2010).
 
     Args:
         scale: standard deviation in prepared units: 1 is a column's own spread where it was standardized, and the
@@ -22,11 +24,18 @@ class GaussianNoise(nn.Module):
         if not scale > 0:
             raise SettingError(f"noise={scale!r}", "a standard deviation above 0")
         self.scale = scale
+        self.counted: list[int] = []
+
+    def suit(self, schema: Schema) -> None:
+        """Leave the counts of this schema as they are: noise would drown a bag's few items among its many zeros."""
+        self.counted = schema.cells_where(kind="count") + schema.cells_where(kind="bag")
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with noisy numbers."""
-        noisy = batch.numbers + self.scale * torch.randn_like(batch.numbers)
-        return Batch(noisy, batch.codes, batch.seen, batch.weight)
+        noise = self.scale * torch.randn_like(batch.numbers)
+        if self.counted:
+            noise[:, self.counted] = 0.0
+        return replace(batch, numbers=batch.numbers + noise)
 
 
 class Masking(nn.Module):

@@ -1,115 +1,39 @@
 """From the decoder's outputs to a distribution over cells: one family for each kind of cell, joined.
 
-A row's outputs are N numbers (a location for each number cell), then `levels + 1` logits for each category: its known
-levels, and one for every other. Each family knows its link from outputs to the range of its data.
-The words people use: `mse` is a Gaussian of fixed scale without its constant, so that the loss is the sum of squared
-errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category has.
+A row's outputs are N numbers (a location for each number cell), then `levels + 1` logits for each category and each
+token of a text: its known levels, and one for every other. Each family knows its link from outputs to the range of its
+data. The words people use: `mse` is a Gaussian of fixed scale without its constant, so that the loss is the sum of
+squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category and token has.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import log, pi
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.model.categorical import Categorical
-from narrows.networks.dense import activation
+from narrows.model.families import (
+    Bernoulli,
+    Gaussian,
+    Multinomial,
+    NegativeBinomial,
+    NumberFamily,
+    Poisson,
+    SquaredError,
+)
 from narrows.schema import Batch, Column, Schema
 
 Words = str | dict[str, str]
 FIXED = re.compile(r"gaussian\(([0-9.]+(?:e-?[0-9]+)?)\)")
-
-
-class NumberFamily(nn.Module, ABC):
-    """Outputs (..., n) and cells (B, n) -> log density of each cell."""
-
-    @abstractmethod
-    def mean(self, outputs: Tensor) -> Tensor:
-        """Expected cells, in prepared units."""
-
-    @abstractmethod
-    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
-        """Log density of each cell, (..., B, n)."""
-
-
-class SquaredError(NumberFamily):
-    """Minus the squared error: a Gaussian of variance 1/2 without its constant, so not a density.
-
-    Args:
-        link: activation of the outputs; `sigmoid` keeps reconstructions of [0, 1] data in range.
-    """
-
-    def __init__(self, link: str = "identity") -> None:
-        super().__init__()
-        self.link = activation(link)
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """The linked outputs."""
-        linked: Tensor = self.link(outputs)
-        return linked
-
-    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
-        """Minus the squared error of each cell."""
-        return -(self.mean(outputs) - cells).square()
-
-
-class Gaussian(NumberFamily):
-    """Normal density of each cell around the linked output.
-
-    Args:
-        cells: number cells of a row.
-        scale: fixed standard deviation, in prepared units; None learns one for each cell.
-        floor: smallest learnt scale, so that repeated values do not send the density to infinity: a hundredth of a
-            standardized column's spread.
-        members: networks side by side, each with scales of its own; None for one.
-    """
-
-    def __init__(self, cells: int, scale: float | None = None, floor: float = 1e-2, members: int | None = None) -> None:
-        super().__init__()
-        if scale is not None and not scale > 0:
-            raise SettingError(f"scale={scale!r}", "a standard deviation above 0, or None to learn it")
-        self.floor = floor
-        shape = (cells,) if members is None else (members, 1, cells)
-        self.log_scale = nn.Parameter(torch.zeros(shape)) if scale is None else None
-        self.fixed = scale
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
-        return outputs
-
-    def scale(self) -> Tensor:
-        """Standard deviation of each cell; one for all where it is fixed."""
-        if self.log_scale is None:
-            return torch.tensor(self.fixed)
-        return (self.log_scale.clamp(-20.0, 20.0).mul(2).exp() + self.floor**2).sqrt()
-
-    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
-        """Log normal density of each cell."""
-        scale = self.scale()
-        return -0.5 * ((cells - outputs) / scale).square() - scale.log() - 0.5 * log(2 * pi)
-
-
-class Bernoulli(NumberFamily):
-    """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels.
-
-    Beyond [0, 1] a cross-entropy has no meaning, and would reward what lies there; such a cell counts as the nearer
-    end, less its squared distance from it, so that a row fits the worse the further out it is.
-    """
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """The sigmoid of the outputs."""
-        return outputs.sigmoid()
-
-    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
-        """`x log m + (1 - x) log(1 - m)`, from logits, less the squared excess over [0, 1]."""
-        within = cells.clamp(0.0, 1.0)
-        return within * outputs - F.softplus(outputs) - (cells - within).square()
+ALIASES = {"bce": "bernoulli", "nb": "negative_binomial"}
+SIMPLE = {"bernoulli": Bernoulli, "poisson": Poisson, "multinomial": Multinomial}
+COUNTS = ("poisson", "negative_binomial")
+WORDS = "auto, mse, gaussian, gaussian(0.1), bernoulli (bce), poisson, negative_binomial (nb) or multinomial"
 
 
 @dataclass(frozen=True)
@@ -138,14 +62,17 @@ class Likelihood(nn.Module):
     Args:
         schema: of the prepared data.
         numbers: family of each number cell: `mse`, `gaussian` (learnt scale), `gaussian(0.1)` (fixed scale, in prepared
-            units), `bernoulli` (or `bce`), or `auto`: Bernoulli for columns that lie in [0, 1], Gaussian for the rest.
-            A mapping chooses by column; columns it leaves out are `auto`.
+            units), `bernoulli` (or `bce`), `poisson`, `negative_binomial` (or `nb`), `multinomial`, or `auto`:
+            Bernoulli for columns that lie in [0, 1], negative binomial for counts, multinomial for bags, Gaussian
+            for the rest.
+            A mapping chooses by column; columns it leaves out are `auto`. One word for all is for the columns that it
+            suits: `mse` leaves counts and bags what `auto` gives them.
         link: activation of the outputs where the family is `mse`; `auto` is the sigmoid for columns that lie in
             [0, 1] (on MNIST it halved the error of the same network), and none for the rest.
         members: networks side by side.
 
     Raises:
-        SettingError: for an unknown family or column, or `bernoulli` for a column that leaves [0, 1].
+        SettingError: for an unknown family or column, or one that does not suit the column's values.
     """
 
     order: Tensor
@@ -159,11 +86,17 @@ class Likelihood(nn.Module):
         members: int | None = None,
     ) -> None:
         super().__init__()
-        chosen = {c: (f, _link(f, schema[c], link)) for c, f in choose_families(schema, numbers).items()}
+        # columns of one family and link are one group of cells; every bag is one of its own, as its softmax is
+        chosen = {
+            c: (f, _link(f, schema[c], link), c if f == "multinomial" else "")
+            for c, f in choose_families(schema, numbers).items()
+        }
         kinds = sorted(set(chosen.values()))
-        cells = [[i for c in chosen if chosen[c] == kind for i in _span(schema, c)] for kind in kinds]
+        groups = [[c for c in chosen if chosen[c] == kind] for kind in kinds]
+        cells = [[i for c in group for i in _span(schema, c)] for group in groups]
         self.sizes = [len(group) for group in cells]
-        self.families = nn.ModuleList(_family(*k, n, members) for k, n in zip(kinds, self.sizes, strict=True))
+        self.families = nn.ModuleList(_family(*k[:2], n, members) for k, n in zip(kinds, self.sizes, strict=True))
+        self.spans = _output_spans(schema, [c for group in groups for c in group])
         self.categories = Categorical(schema.levels) if schema.levels else None
         self.count = schema.numbers
         self.width = schema.numbers + (self.categories.outputs if self.categories else 0)
@@ -198,6 +131,17 @@ class Likelihood(nn.Module):
             return outputs.new_zeros((*outputs.shape[:-1], 0), dtype=torch.long)
         return self.categories.mode(outputs[..., self.count :])
 
+    def at_position(self, column: Column, outputs: Tensor) -> Tensor:
+        """What one position of an array column most probably holds, by its outputs: cells (B, v) or codes (B,)."""
+        if column.categorical:
+            return outputs.argmax(-1)
+        start, at = self.spans[column.name].start, 0
+        for family, size in zip(self._families(), self.sizes, strict=True):
+            if at <= start < at + size:
+                return family.mean(outputs)
+            at += size
+        raise SettingError(f"column {column.name!r}", "a column of number cells")
+
     def _families(self) -> list[NumberFamily]:
         return list(self.families)  # type: ignore[arg-type]
 
@@ -222,21 +166,46 @@ def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
     unknown = set(asked) - {column.name for column in columns}
     if unknown:
         raise SettingError(f"a likelihood for {', '.join(sorted(unknown))}", "columns of numbers")
-    return {column.name: _word(column, asked.get(column.name, "auto")) for column in columns}
+    one = isinstance(numbers, str)
+    chosen = {column.name: _word(column, asked.get(column.name, "auto"), one) for column in columns}
+    if isinstance(numbers, str) and ALIASES.get(numbers, numbers) not in ("auto", "mse", *chosen.values()) and columns:
+        raise SettingError(f"likelihood {numbers!r}", "one that suits some column", "--column.NAME count, or auto")
+    return chosen
 
 
-def _word(column: Column, asked: str) -> str:
-    """The word asked for, checked; `auto` and `bce` replaced by what they stand for."""
-    if asked == "auto":
-        return "bernoulli" if column.bounded else "gaussian"
-    word = "bernoulli" if asked == "bce" else asked
-    if word not in ("mse", "gaussian", "bernoulli") and not FIXED.fullmatch(word):
-        raise SettingError(f"likelihood {asked!r}", "auto, mse, gaussian, gaussian(0.1), bernoulli or bce")
+def _word(column: Column, asked: str, for_all: bool) -> str:
+    """The word asked for, checked; `auto` and other names replaced by what they stand for."""
+    word = ALIASES.get(asked, asked)
+    if word not in ("auto", "mse", "gaussian", "bernoulli", "multinomial", *COUNTS) and not FIXED.fullmatch(word):
+        raise SettingError(f"likelihood {asked!r}", WORDS)
+    usual = {"count": "negative_binomial", "bag": "multinomial"}.get(column.kind)
+    if word == "auto":
+        return usual or ("bernoulli" if column.bounded else "gaussian")
+    if for_all and usual and not (word in COUNTS or (word == "multinomial" and column.kind == "bag")):
+        return usual
     if word == "bernoulli" and not column.bounded:
         raise SettingError(
             f"a Bernoulli likelihood for column {column.name!r}", "numbers in [0, 1]", "transform it by `minmax`"
         )
+    if word in COUNTS and not usual:
+        if for_all:
+            return "bernoulli" if column.bounded else "gaussian"
+        hint = f"--column.{column.name} count"
+        raise SettingError(f"likelihood {asked!r} for column {column.name!r} of kind {column.kind}", "counts", hint)
+    if word == "multinomial" and column.kind != "bag":
+        if for_all:
+            return _word(column, "auto", for_all)
+        raise SettingError(f"a multinomial likelihood for column {column.name!r} of kind {column.kind}", "a bag")
     return word
+
+
+def _output_spans(schema: Schema, numbers: list[str]) -> dict[str, slice]:
+    """Where each column's outputs stand: the numbers in this order, then the codes in the schema's."""
+    codes = [column for column in schema if column.categorical]
+    ordered = [(name, schema[name].width) for name in numbers]
+    ordered += [(column.name, column.cells * (column.levels + 1)) for column in codes]
+    starts = accumulate((width for _, width in ordered), initial=0)
+    return {name: slice(start, start + width) for (name, width), start in zip(ordered, starts, strict=False)}
 
 
 def _span(schema: Schema, column: str) -> range:
@@ -254,7 +223,9 @@ def _link(family: str, column: Column, link: str) -> str:
 def _family(word: str, link: str, cells: int, members: int | None) -> NumberFamily:
     if word == "mse":
         return SquaredError(link)
-    if word == "bernoulli":
-        return Bernoulli()
+    if word == "negative_binomial":
+        return NegativeBinomial(cells, members)
+    if word in SIMPLE:
+        return SIMPLE[word]()
     fixed = FIXED.fullmatch(word)
     return Gaussian(cells, float(fixed[1]) if fixed else None, members=members)

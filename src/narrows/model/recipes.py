@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -17,13 +17,9 @@ import pydantic
 from torch import nn
 
 from narrows.errors import SettingError
-from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.corruptions import GaussianNoise, Masking
-from narrows.model.embed import Embed
 from narrows.model.latents import Deterministic, Gaussian, Latent
-from narrows.model.likelihoods import Likelihood, Words
-from narrows.networks.dense import Dense
-from narrows.schema import Schema
+from narrows.model.likelihoods import Words
 
 
 @dataclass(frozen=True)
@@ -168,42 +164,3 @@ class Recipe:
             by_column = value.items() if isinstance(value, dict) else ()
             words += [f"{key}.{column}={word}" for column, word in by_column] or [f"{key}={value}"]
         return f"{self.name}:{','.join(words)}" if words else self.name
-
-
-def build(
-    recipe: Recipe,
-    schema: Schema,
-    latent: int,
-    network: Dense,
-    modules: Mapping[str, nn.Module] | None = None,
-) -> AutoencoderModule:
-    """The module that a recipe makes of a schema, with fresh random weights from torch's global generator.
-
-    Args:
-        recipe: fills the slots.
-        schema: of the prepared data.
-        latent: numbers in the code of one row.
-        network: dense encoder and decoder.
-        modules: `encoder` (B, inputs) -> (B, features) and `decoder` (..., size) -> (..., outputs) of the user's own,
-            in place of the dense pair.
-
-    Raises:
-        SettingError: for settings that do not fit together.
-    """
-    slots = recipe.slots()
-    if slots.linear:
-        if network.hidden or network.decoder:
-            raise SettingError(
-                f"hidden={network.hidden}, decoder={network.decoder} with the recipe {recipe.name}", "none"
-            )
-        network = replace(network, hidden=(), decoder=())
-    embed = Embed(schema, masking=any(isinstance(part, Masking) for part in slots.corruptions))
-    code = slots.latent(latent)
-    likelihood = Likelihood(schema, slots.likelihood, slots.link, network.members)
-    if modules:
-        encoder, decoder = modules["encoder"], modules["decoder"]
-    else:
-        encoder, decoder = network.build(embed.width, code.features, code.size, likelihood.width)
-    return AutoencoderModule(
-        nn.Sequential(*slots.corruptions), embed, encoder, code, decoder, likelihood, slots.weights
-    )

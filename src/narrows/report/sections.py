@@ -10,7 +10,9 @@ import torch
 from markupsafe import Markup
 
 from narrows.fitted import Model
+from narrows.model.building import choose_networks
 from narrows.model.recipes import Recipe
+from narrows.networks.fused import Fused
 from narrows.report.cells import View, drawing, worst_cells
 from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
@@ -77,12 +79,18 @@ def _count(number: int, noun: str) -> str:
 
 
 def layers(model: Model) -> str:
-    """Widths through the whole network, input to output."""
+    """Widths through the whole network, input to output; of networks over grids, what they read and how wide they end."""
     if model.network is None:
         return "the user's own encoder and decoder"
-    network = replace(model.network, hidden=(), decoder=()) if model.recipe.slots().linear else model.network
-    code = model.latent
-    down, up = network.widths(model.module.embed.width, code, code, model.module.likelihood.width)
+    module, code = model.module, model.latent
+    if isinstance(module.encoder, Fused):
+        chosen = choose_networks(model.schema, model.network) or {"the cells": "transformer"}
+        trunks = zip(chosen.items(), module.encoder.trunks, strict=True)
+        read = ", ".join(f"{word} over {name} to {trunk.width:,}" for (name, word), trunk in trunks)
+        return f"{read}, then {code:,} and back"
+    network = model.network.dense
+    network = replace(network, hidden=(), decoder=()) if model.recipe.slots().linear else network
+    down, up = network.widths(module.embed.width, code, code, module.likelihood.width)
     return " \N{RIGHTWARDS ARROW} ".join(f"{width:,}" for width in (*down, *up[1:]))
 
 

@@ -129,7 +129,10 @@ def features(batch: Batch, schema: Schema) -> Tensor:
     if not schema.levels:
         return batch.numbers
     sizes = torch.tensor(schema.levels)
-    hot = one_hot(batch, sizes, sizes.cumsum(0) - sizes, sum(schema.levels))
+    known = batch.codes < sizes
+    if batch.seen is not None:
+        known = known & batch.seen[:, schema.numbers :]
+    hot = one_hot(batch.codes, known, sizes.cumsum(0) - sizes, sum(schema.levels))
     return torch.cat([batch.numbers, hot], dim=1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.train.devices import has_bfloat16
+from narrows.train.matrices import Uses, matrix_views
 from narrows.train.members import Stacks, clip_members, find_stacks
 from narrows.train.settings import OptimizerName, ScheduleName, Training
 
@@ -146,12 +147,19 @@ class Muon(torch.optim.Optimizer):
     float32 on CPUs without it (1.3 s against 0.05 s for a 1000 x 784 matrix). This one asks first.
 
     Args:
-        matrices: (rows, columns), or (members, rows, columns) for as many matrices; or groups of them.
+        matrices: weights.
         weight_decay: decoupled, as in AdamW.
+        views: how a weight is seen: (rows, columns), or (n, rows, columns) for as many matrices; as it is by default.
     """
 
-    def __init__(self, matrices: Any, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        weight_decay: float = 0.0,
+        views: Mapping[Tensor, tuple[int, ...]] | None = None,
+    ) -> None:
         super().__init__(matrices, {"lr": 0.0, "momentum": 0.95, "weight_decay": weight_decay})
+        self._views = dict(views or {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -161,14 +169,17 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     update = self._update(matrix, matrix.grad, group["momentum"])
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape[-2:])) * group["lr"])
+                    longer = max(self._views.get(matrix, matrix.shape)[-2:])
+                    matrix.add_(update, alpha=-0.2 * math.sqrt(longer) * group["lr"])
 
     def _update(self, matrix: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[matrix]
         if not state:
             state["average"] = torch.zeros_like(matrix)
         average = state["average"].lerp_(gradient, 1 - momentum)
-        return orthogonal(gradient.lerp(average, momentum))
+        ahead = gradient.lerp(average, momentum)
+        view = self._views.get(matrix, ahead.shape)
+        return orthogonal(ahead.reshape(view)).reshape(ahead.shape)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -189,7 +200,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return wide if rows <= columns else wide.mT
 
 
-def settled(training: Training, module: nn.Module, rows: int) -> Training:
+def settled(training: Training, module: nn.Module, rows: int, uses: Uses | None = None) -> Training:
     """The settings with `auto` replaced by the optimizer that suits the module and the rows of a step.
 
     Muon reached lower losses than AdamW in the same number of steps on every table and image set tried, at up to twice
@@ -198,16 +209,22 @@ def settled(training: Training, module: nn.Module, rows: int) -> Training:
     """
     if training.optimizer != "auto":
         return training
-    dwarfed = step_work(module, rows, "muon") > (1 + DWARFED) * step_work(module, rows, "adamw")
+    dwarfed = step_work(module, rows, "muon", uses) > (1 + DWARFED) * step_work(module, rows, "adamw", uses)
     return replace(training, optimizer="adamw" if dwarfed else "muon")
 
 
-def step_work(module: nn.Module, rows: int, optimizer: OptimizerName) -> int:
-    """Multiplications in a step of `rows` rows: forward, backward, and what Muon adds to them."""
-    shapes = [
-        (w.numel() // (w.shape[-1] * w.shape[-2]), *sorted(w.shape[-2:])) for w in module.parameters() if w.ndim > 1
-    ]
-    learning = sum(3 * rows * e * m * n for e, m, n in shapes)
+def step_work(module: nn.Module, rows: int, optimizer: OptimizerName, uses: Uses | None = None) -> int:
+    """Multiplications in a step of `rows` rows: forward, backward, and what Muon adds to them.
+
+    Args:
+        module: whose weights work.
+        rows: of a step.
+        optimizer: by name; `muon` is the one whose own products count.
+        uses: how often a row uses each weight (see `count_uses`); once by default.
+    """
+    views = matrix_views(module)
+    learning = sum(3 * rows * (uses or {}).get(weight, 1) * weight.numel() for weight in views)
+    shapes = [(math.prod(view[:-2]), *sorted(view[-2:])) for view in views.values()]
     orthogonalizing = sum(NEWTON_SCHULZ * e * (2 * m * m * n + m**3) for e, m, n in shapes)
     return learning + (orthogonalizing if optimizer == "muon" else 0)
 
@@ -215,8 +232,8 @@ def step_work(module: nn.Module, rows: int, optimizer: OptimizerName) -> int:
 def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     """The optimizer that the settings name, over the weights of a module that want gradients.
 
-    Weight decay is for matrices and larger weights. Muon takes the matrices, save those of embeddings; biases and the
-    rest go to AdamW. Each member of an ensemble is treated as the single network it stands for.
+    Weight decay is for matrices and larger weights. Muon takes the weights that multiply (see `matrix_views`); tables,
+    biases and the rest go to AdamW. Each member of an ensemble is treated as the single network it stands for.
 
     Raises:
         SettingError: when the module has nothing to train.
@@ -224,22 +241,19 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     names: dict[Tensor, str] = {w: name for name, w in module.named_parameters() if w.requires_grad}
     if not names:
         raise SettingError("a module without weights to train", "at least one parameter")
-    stacks, embeddings = find_stacks(module), _embeddings(module)
+    stacks = find_stacks(module)
     axes = {weight: stacks.axes(weight) for weight in names}
-    return Optimizer(_parts(training, axes, embeddings), names, stacks)
+    return Optimizer(_parts(training, axes, matrix_views(module)), names, stacks)
 
 
-def _embeddings(module: nn.Module) -> set[Tensor]:
-    kinds = (nn.Embedding, nn.EmbeddingBag)
-    return {part.weight for part in module.modules() if isinstance(part, kinds)}
-
-
-def _parts(training: Training, axes: dict[Tensor, int], embeddings: set[Tensor]) -> list[torch.optim.Optimizer]:
+def _parts(
+    training: Training, axes: dict[Tensor, int], views: Mapping[Tensor, tuple[int, ...]]
+) -> list[torch.optim.Optimizer]:
     decay = training.weight_decay
     if training.optimizer == "muon":
-        matrices = [w for w in axes if axes[w] == 2 and w not in embeddings]
-        rest = _groups({w: axes[w] for w in axes if axes[w] != 2 or w in embeddings}, decay)
-        muon = [Muon(matrices, decay)] if matrices else []
+        matrices = [w for w in axes if w in views]
+        rest = _groups({w: axes[w] for w in axes if w not in views}, decay)
+        muon = [Muon(matrices, decay, views)] if matrices else []
         return [*muon, *([torch.optim.AdamW(rest, fused=True)] if rest else [])]
     # Fused Adam is 5 times faster on a 1000 x 784 matrix (0.3 against 1.6 ms); fused plain SGD gains nothing.
     makers: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

@@ -1,0 +1,167 @@
+"""Families of distributions for number cells: outputs and cells to log densities, each with its own link.
+
+A family knows the range of its data and nothing of columns. Locations are one output a cell; scales and dispersions are
+learnt, one for each cell, with floors that keep densities finite where values repeat.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import log, pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from narrows.errors import SettingError
+from narrows.networks.dense import activation
+
+RATES = 20.0  # largest logarithm of an expected count: e^20 is half a billion, and float32 exponentials stay finite
+
+
+class NumberFamily(nn.Module, ABC):
+    """Outputs (..., n) and cells (B, n) -> log density of each cell."""
+
+    @abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected cells, in prepared units."""
+
+    @abstractmethod
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log density of each cell, (..., B, n)."""
+
+
+class SquaredError(NumberFamily):
+    """Minus the squared error: a Gaussian of variance 1/2 without its constant, so not a density.
+
+    Args:
+        link: activation of the outputs; `sigmoid` keeps reconstructions of [0, 1] data in range.
+    """
+
+    def __init__(self, link: str = "identity") -> None:
+        super().__init__()
+        self.link = activation(link)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The linked outputs."""
+        linked: Tensor = self.link(outputs)
+        return linked
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Minus the squared error of each cell."""
+        return -(self.mean(outputs) - cells).square()
+
+
+class Gaussian(NumberFamily):
+    """Normal density of each cell around the linked output.
+
+    Args:
+        cells: number cells of a row.
+        scale: fixed standard deviation, in prepared units; None learns one for each cell.
+        floor: smallest learnt scale, so that repeated values do not send the density to infinity: a hundredth of a
+            standardized column's spread.
+        members: networks side by side, each with scales of its own; None for one.
+    """
+
+    def __init__(self, cells: int, scale: float | None = None, floor: float = 1e-2, members: int | None = None) -> None:
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise SettingError(f"scale={scale!r}", "a standard deviation above 0, or None to learn it")
+        self.floor = floor
+        shape = (cells,) if members is None else (members, 1, cells)
+        self.log_scale = nn.Parameter(torch.zeros(shape)) if scale is None else None
+        self.fixed = scale
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def scale(self) -> Tensor:
+        """Standard deviation of each cell; one for all where it is fixed."""
+        if self.log_scale is None:
+            return torch.tensor(self.fixed)
+        return (self.log_scale.clamp(-20.0, 20.0).mul(2).exp() + self.floor**2).sqrt()
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log normal density of each cell."""
+        scale = self.scale()
+        return -0.5 * ((cells - outputs) / scale).square() - scale.log() - 0.5 * log(2 * pi)
+
+
+class Bernoulli(NumberFamily):
+    """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels.
+
+    Beyond [0, 1] a cross-entropy has no meaning, and would reward what lies there; such a cell counts as the nearer
+    end, less its squared distance from it, so that a row fits the worse the further out it is.
+    """
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The sigmoid of the outputs."""
+        return outputs.sigmoid()
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """`x log m + (1 - x) log(1 - m)`, from logits, less the squared excess over [0, 1]."""
+        within = cells.clamp(0.0, 1.0)
+        return within * outputs - F.softplus(outputs) - (cells - within).square()
+
+
+class Counting(NumberFamily):
+    """Families of counts 0, 1, 2, ...: an output is the logarithm of the expected count."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected counts."""
+        return _rate(outputs).exp()
+
+
+class Poisson(Counting):
+    """Counts whose variance is their mean."""
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """`n log m - m - log n!`."""
+        rate, counts = _rate(outputs), cells.clamp_min(0.0)
+        return counts * rate - rate.exp() - torch.lgamma(counts + 1)
+
+
+class NegativeBinomial(Counting):
+    """Counts of variance m + m**2 / r, with a dispersion r learnt for each cell: a Poisson whose rate varies.
+
+    What most real counts are (Lopez et al. 2018 on gene expression). Between r = 0.01 and 10,000, where it is a Poisson
+    for all that float32 can tell.
+
+    Args:
+        cells: number cells of a row.
+        members: networks side by side, each with dispersions of its own; None for one.
+    """
+
+    def __init__(self, cells: int, members: int | None = None) -> None:
+        super().__init__()
+        self.log_dispersion = nn.Parameter(torch.zeros((cells,) if members is None else (members, 1, cells)))
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log probability of each count."""
+        log_r = self.log_dispersion.clamp(log(0.01), log(10_000.0))
+        r, rate, counts = log_r.exp(), _rate(outputs), cells.clamp_min(0.0)
+        # log (r + m), log r / (r + m) and log m / (r + m) by way of logarithms: no difference of large numbers
+        both = torch.logaddexp(log_r, rate)
+        choices = torch.lgamma(counts + r) - torch.lgamma(r) - torch.lgamma(counts + 1)
+        return choices + r * (log_r - both) + counts * (rate - both)
+
+
+class Multinomial(NumberFamily):
+    """One bag's counts, shared out by a softmax over its items (Liang et al. 2018).
+
+    Without the multinomial coefficient, which no parameter changes: minus the sum over a row, divided by its total, is
+    the logarithm of the perplexity. Weights need not be whole.
+    """
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Each item's share; they sum to 1."""
+        return outputs.softmax(-1)
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Count times log share."""
+        return cells * outputs.log_softmax(-1)
+
+
+def _rate(outputs: Tensor) -> Tensor:
+    return outputs.clamp(-RATES, RATES)

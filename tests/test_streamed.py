@@ -1,0 +1,197 @@
+"""Streamed epochs: ordered as reading without a thread, errors arrive as they are, nothing is left running."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from narrows.errors import DataError
+from narrows.prepare.preparer import Preparer
+from narrows.prepare.statistics import Statistics
+from narrows.prepare.streamed import Streamed
+from narrows.schema import Batch
+from narrows.sources.shuffle import Shuffle
+from narrows.sources.source import Source, numbered, open_source
+from narrows.sources.split import Split
+
+CPU = torch.device("cpu")
+
+
+class Pieces(Source):
+    """Rows of a number, a category with holes and a vector, in pieces; reading may break at some row, or take time."""
+
+    def __init__(self, sizes, breaks_at=None, pause=0.0):
+        self.name, self.breaks_at, self.pause, self.given = "pieces", breaks_at, pause, 0
+        self.sizes, self.starts = sizes, np.cumsum([0, *sizes])
+        self.pieces = tuple(range(len(sizes)))
+        self.schema = self._rows(0, 1).schema
+
+    def rows_of(self, piece):
+        return self.sizes[piece]
+
+    def read(self, piece, skip=0):
+        first, stop = int(self.starts[piece]) + skip, int(self.starts[piece + 1])
+        return numbered(piece, skip, (self._rows(at, min(at + 7, stop)) for at in range(first, stop, 7)))
+
+    def _rows(self, first, stop):
+        if self.breaks_at is not None and first <= self.breaks_at < stop:
+            raise DataError(f"row {self.breaks_at} is broken")
+        time.sleep(self.pause)
+        self.given += stop - first
+        n = np.arange(first, stop) % 1000
+        letters = pa.array([None if i % 5 == 0 else "abc"[i % 3] for i in n], pa.string())
+        vector = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([n % 11, n % 7], axis=1).astype(np.float32))
+        return pa.RecordBatch.from_arrays([pa.array(n), letters, vector], names=["n", "letter", "vector"])
+
+
+def learnt(source):
+    statistics = Statistics(source.schema)
+    for first, rows in source.batches():
+        statistics.update(rows, first)
+    return Preparer.learn(statistics)
+
+
+PREPARER = learnt(Pieces([1000]))
+
+
+def streamed(source, window=60, batch=20, split=None):
+    return Streamed(Shuffle(source, split, 3, window), PREPARER, batch, source.rows, CPU)
+
+
+def directly(source, window, batch, epoch, split=None):
+    """The batches of an epoch by plain reading, without a thread, and the positions behind them."""
+    parts, before = [], {}
+    for raw, end in Shuffle(source, split, 3, window).parts(epoch):
+        parts.append(PREPARER.prepare(raw))
+        if end is None:
+            continue
+        rows = Batch.concat(parts)[torch.from_numpy(end.order)]
+        cuts = list(range(0, len(rows), batch))
+        for number, at in enumerate(cuts, start=1):
+            here = end.position | {"batch": 0} if number == len(cuts) else before | {"batch": number}
+            yield rows[at : at + batch], here
+        parts, before = [], end.position
+
+
+def same(batches, others):
+    assert [position for _, position in batches] == [position for _, position in others]
+    for (batch, _), (other, _) in zip(batches, others, strict=True):
+        assert torch.equal(batch.numbers, other.numbers) and torch.equal(batch.codes, other.codes)
+        assert torch.equal(batch.mask(), other.mask())
+
+
+SIZES = st.lists(st.integers(0, 60), min_size=1, max_size=6)
+
+
+@given(SIZES, st.integers(1, 90), st.integers(1, 30), st.booleans(), st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_batches_are_those_of_reading_without_a_thread(sizes, window, batch, whole, epoch):
+    split = None if whole else Split(0.3, seed=7)
+    given_ = list(streamed(Pieces(sizes), window, batch, split).epoch(epoch))
+    same(given_, list(directly(Pieces(sizes), window, batch, epoch, split)))
+
+
+@given(SIZES, st.integers(1, 90), st.integers(1, 30), st.data())
+@settings(max_examples=25, deadline=None)
+def test_goes_on_bit_for_bit_from_any_position(sizes, window, batch, data):
+    stream = streamed(Pieces([*sizes, 1]), window, batch)
+    whole = list(stream.epoch(1))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    same(list(stream.epoch(1, whole[place][1])), whole[place + 1 :])
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("narrows-reader")]
+
+
+def test_the_thread_ends_with_the_epoch():
+    source = Pieces([100] * 4)
+    for _ in streamed(source).epoch(0):
+        assert len(readers()) == 1
+    assert not readers()
+
+
+@pytest.mark.parametrize("taken", [1, 4])
+def test_closing_early_leaves_no_thread_and_reads_no_further(taken):
+    source = Pieces([100] * 40)
+    batches = streamed(source).epoch(0)
+    for _ in range(taken):
+        next(batches)
+    batches.close()
+    assert not readers()
+    there = source.given
+    time.sleep(0.05)
+    assert source.given == there
+    assert there < 4 * 60 + 40 * 7  # the windows begun, and what each of the pieces is ahead
+
+
+def test_at_most_one_window_is_read_ahead():
+    source = Pieces([10_000])
+    batches = streamed(source, window=70, batch=70).epoch(0)
+    for number in range(1, 11):
+        next(batches)
+        time.sleep(0.02)
+        assert source.given <= (number + 1) * 70 + 14
+
+
+def test_an_error_in_reading_arrives_with_its_type_behind_the_rows_before_it():
+    source = Pieces([10, 200], breaks_at=150)
+    batches = streamed(source, window=30, batch=30).epoch(0)
+    assert sum(len(next(batches)[0]) for _ in range(2)) == 60
+    with pytest.raises(DataError, match="row 150 is broken"):
+        list(batches)
+    assert not readers()
+
+
+def test_an_error_in_preparing_arrives():
+    stream = streamed(open_source(pa.table({"other": [1, 2, 3]})))
+    with pytest.raises(DataError, match="no column"):
+        next(stream.epoch(0))
+    assert not readers()
+
+
+def test_an_error_of_the_consumer_ends_the_thread():
+    def consume():
+        for _ in streamed(Pieces([100] * 40)).epoch(0):
+            raise ValueError("broken step")
+
+    with pytest.raises(ValueError, match="broken step"):
+        consume()
+    assert not readers()
+
+
+SCRIPT = """
+    import sys, signal, threading, time, os
+    sys.path.insert(0, {tests!r})
+    from test_streamed import Pieces, streamed
+    batches = streamed(Pieces([100_000], pause=0.001)).epoch(0)
+    next(batches)
+    {ending}
+"""
+ENDINGS = {
+    "a suspended epoch": ("kept = batches", 0, ""),
+    "an exception": ("raise SystemExit(3)", 3, ""),
+    "Ctrl-C": (
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n    for _ in batches: time.sleep(0.01)",
+        -2,
+        "KeyboardInterrupt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_the_interpreter_ends(name):
+    ending, code, words = ENDINGS[name]
+    script = textwrap.dedent(SCRIPT.format(tests=str(__file__).rpartition("/")[0], ending=ending))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code and words in done.stderr, done.stderr
