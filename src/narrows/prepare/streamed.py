@@ -1,28 +1,49 @@
 """Training rows read from a source anew in each epoch: shuffled in windows, prepared, cut into batches.
 
-The trade-off: an epoch costs reading and preparing again, and memory holds one window instead of all rows.
+A thread reads and prepares the next window while the batches of this one are trained on:
+
+    reader    | window 1 | window 2 |   | window 3 | ...
+    training             | batches of 1 | batches of 2 | ...
+
+The trade-off: an epoch costs reading and preparing again, and memory holds three windows (see `Streamed`) instead of
+all rows. The thread takes turns with training on the machine's cores, and knows nothing of the training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch
 from narrows.sources.shuffle import Shuffle
 
 
+class _Window(NamedTuple):
+    """Prepared rows as they were read, the order to give them in, and the position behind them."""
+
+    rows: Batch
+    order: Tensor
+    behind: dict[str, int]
+
+
 class Streamed:
     """The `Stream` of a source's training rows.
 
     Args:
-        shuffle: gives windows of raw rows in the order of (seed, epoch).
+        shuffle: gives raw rows and their order by (seed, epoch).
         preparer: raw rows -> Batch.
         batch_size: rows a batch; the last of a window may have fewer, so windows are multiples of it.
         rows: in an epoch, where known.
         device: where the batches go.
+
+    Memory: the window in training, and the next as its parts and, for a moment, as a whole: 3 x window rows x bytes of
+    a prepared row; on a GPU the first of these. To that comes what `Shuffle` needs to read.
     """
 
     def __init__(
@@ -32,14 +53,44 @@ class Streamed:
         self.rows, self.device = rows, device
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
-        """Batches of an epoch; a position is that of the window they stand in, and the batch within it."""
-        window = dict(position or {})
-        done = window.pop("batch", 0)
-        for raw, behind in self.shuffle.windows(number, window or None):
-            rows = self.preparer.prepare(raw)
-            for start in range(done * self.batch_size, len(rows), self.batch_size):
-                stop = start + self.batch_size
-                last = stop >= len(rows)
-                here = behind | {"batch": 0} if last else window | {"batch": stop // self.batch_size}
-                yield rows[start:stop].to(self.device), here
-            window, done = behind, 0
+        """Batches of an epoch; a position is that of the window they stand in, and the batch within it.
+
+        What goes wrong in reading or preparing is raised here, as it was raised there. The thread has ended when the
+        epoch has, or is closed.
+        """
+        before = dict(position or {})
+        done = before.pop("batch", 0)
+        closed = Event()
+        windows = self._windows(number, before or None, closed)
+        with ThreadPoolExecutor(1, "narrows-reader") as reader:
+            try:
+                ahead = reader.submit(next, windows, None)
+                while (window := ahead.result()) is not None:
+                    ahead = reader.submit(next, windows, None)
+                    yield from self._batches(window, before, done)
+                    before, done = window.behind, 0
+            finally:
+                closed.set()
+        windows.close()
+
+    def _windows(
+        self, number: int, position: Mapping[str, int] | None, closed: Event
+    ) -> Generator[_Window, None, None]:
+        """Prepared windows, until nobody wants more."""
+        parts: list[Batch] = []
+        for raw, end in self.shuffle.parts(number, position):
+            if closed.is_set():
+                return
+            parts.append(self.preparer.prepare(raw))
+            if end is not None:
+                rows = parts[0] if len(parts) == 1 else Batch.concat(parts)
+                parts = []
+                yield _Window(rows.to(self.device), torch.from_numpy(end.order).to(self.device), end.position)
+
+    def _batches(self, window: _Window, before: dict[str, int], done: int) -> Iterator[tuple[Batch, dict[str, int]]]:
+        """The batches of a window behind the first `done`."""
+        for start in range(done * self.batch_size, len(window.order), self.batch_size):
+            stop = start + self.batch_size
+            last = stop >= len(window.order)
+            here = window.behind | {"batch": 0} if last else before | {"batch": stop // self.batch_size}
+            yield window.rows[window.order[start:stop]], here
