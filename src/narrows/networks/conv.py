@@ -15,12 +15,11 @@ from math import gcd, prod
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import RECTIFIERS, WIDEST, Activation, activation
-from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder
+from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, folded, unfolded, without_absent
 
 ConvNorm = Literal["group", "none"]
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -43,7 +42,8 @@ class Conv:
     """Residual blocks in each stage (He et al. 2016), of two convolutions each."""
 
     fold: int | None = None
-    """Positions a side that are folded into channels first and unfolded last; by default 4, less in small grids, more in long ones."""
+    """Positions a side that are folded into channels first and unfolded last; by default 4, less in small
+    grids, more in long ones."""
 
     norm: ConvNorm = "group"
     """Normalization before each activation: group (Wu & He 2018, within each row alone) or none."""
@@ -134,9 +134,9 @@ class ConvEncoder(GridEncoder):
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         """(B, *positions, inputs) -> (B, width); absent positions are read as zeros."""
-        if present is not None:
-            x = x.masked_fill(~present[..., None], 0.0)
-        vector: Tensor = self.layers(folded(x, self.fold)).flatten(1)
+        # a view with the channels last in memory, as convolutions on CPUs like them
+        maps = folded(without_absent(x, present), self.fold).movedim(-1, 1)
+        vector: Tensor = self.layers(maps).flatten(1)
         return vector
 
 
@@ -165,7 +165,7 @@ class ConvDecoder(GridDecoder):
     def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
         """(B, width) -> (B, *positions, outputs)"""
         maps = self.layers(vector.view(-1, *self.map))
-        return unfolded(maps, self.fold, self.grid.positions)
+        return unfolded(maps.movedim(1, -1), self.fold, self.grid.positions)
 
 
 class Block(nn.Module):
@@ -214,27 +214,3 @@ def halvings(positions: Sequence[int], fold: int, stages: int) -> list[tuple[int
     while len(sizes) < stages:
         sizes.append(tuple(-(-n // 2) for n in sizes[-1]))
     return sizes
-
-
-def folded(x: Tensor, fold: int) -> Tensor:
-    """(B, *positions, C) -> (B, fold ** axes * C, *smaller): patches as channels, zeros where the last ones stick out.
-
-    The result keeps the channels last in memory, as convolutions on CPUs like them.
-    """
-    x = F.pad(x, [0, 0, *(gap for n in reversed(x.shape[1:-1]) for gap in (0, -n % fold))])
-    smaller = [n // fold for n in x.shape[1:-1]]
-    axes = len(smaller)
-    x = x.reshape(len(x), *(n for side in smaller for n in (side, fold)), x.shape[-1])
-    x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
-    return x.flatten(1 + axes).movedim(-1, 1)
-
-
-def unfolded(maps: Tensor, fold: int, positions: Sequence[int]) -> Tensor:
-    """`folded` undone: (B, fold ** axes * C, *smaller) -> (B, *positions, C)."""
-    axes, smaller = len(positions), maps.shape[2:]
-    x = maps.movedim(1, -1).reshape(len(maps), *smaller, *[fold] * axes, -1)
-    x = x.permute(0, *(axis for i in range(1, axes + 1) for axis in (i, axes + i)), 2 * axes + 1)
-    x = x.reshape(len(maps), *(n * fold for n in smaller), x.shape[-1])
-    for axis, length in enumerate(positions, start=1):
-        x = x.narrow(axis, 0, length)
-    return x

@@ -9,11 +9,12 @@ What this file does not know: what stands at a position, and where it came from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Feedback = Callable[[Tensor], Tensor]
@@ -53,7 +54,8 @@ class GridEncoder(nn.Module, ABC):
         """The vector of each row, finite also where nothing is present.
 
         Args:
-            x: (B, *positions, inputs).
+            x: (B, *positions, inputs). Absent positions are read as zeros, so a channel that tells a zero from
+                nothing must be 1 where something is.
             present: (B, *positions), bool, false where a position holds nothing, such as padding; None if all do.
 
         Returns:
@@ -96,8 +98,45 @@ class GridNetwork(Protocol):
         """Refuse settings out of range with a `SettingError`."""
 
     def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
-        """An encoder and a decoder of this grid, both of the same `width`.
+        """An encoder and a decoder of this grid, each with a `width` of its own.
 
         Raises:
             SettingError: for settings out of range, or a grid that this network does not take.
         """
+
+
+def folded(x: Tensor, fold: int) -> Tensor:
+    """(B, *positions, C) -> (B, *smaller, fold ** axes * C): patches as channels, zeros where the last ones stick out."""
+    x = F.pad(x, [0, 0, *(gap for n in reversed(x.shape[1:-1]) for gap in (0, -n % fold))])
+    smaller = [n // fold for n in x.shape[1:-1]]
+    axes = len(smaller)
+    x = x.reshape(len(x), *(n for side in smaller for n in (side, fold)), x.shape[-1])
+    x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    return x.flatten(1 + axes)
+
+
+def unfolded(x: Tensor, fold: int, positions: Sequence[int]) -> Tensor:
+    """`folded` undone: (B, *smaller, fold ** axes * C) -> (B, *positions, C)."""
+    rows, axes, smaller = len(x), len(positions), x.shape[1:-1]
+    x = x.reshape(rows, *smaller, *[fold] * axes, -1)
+    x = x.permute(0, *(axis for i in range(1, axes + 1) for axis in (i, axes + i)), 2 * axes + 1)
+    x = x.reshape(rows, *(n * fold for n in smaller), x.shape[-1])
+    for axis, length in enumerate(positions, start=1):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
+def without_absent(x: Tensor, present: Tensor | None) -> Tensor:
+    """`x` with zeros at the absent positions, whatever stood there."""
+    return x if present is None else x.masked_fill(~present[..., None], 0.0)
+
+
+def needed(feedback: Feedback | None) -> Feedback:
+    """The feedback, without which a decoder cannot run freely.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    if feedback is None:
+        raise TypeError("an autoregressive decoder without targets needs feedback")
+    return feedback

@@ -1,0 +1,187 @@
+"""Recurrent encoder and decoder of sequences (T,): GRU or LSTM, each row read up to its own last step.
+
+What the encoder keeps is its state at each row's own last present position, so padding behind that changes nothing.
+Rows are not packed: every layer runs over all T steps and the states are gathered, which exports and which a GPU
+likes. The price is that padding is computed; steps one after another are slow anyway, so this is for short sequences
+and for decoders whose steps depend on what was said before.
+What this file does not know: what stands at a position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from narrows.errors import SettingError
+from narrows.networks.dense import WIDEST, linear
+from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, needed, without_absent
+
+Cell = Literal["gru", "lstm"]
+State = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Settings of a recurrent encoder-decoder pair. The field texts are also the command line's help."""
+
+    cell: Cell = "gru"
+    """gru (Cho et al. 2014) or lstm (Hochreiter & Schmidhuber 1997), which has a third more weights."""
+
+    units: int = 128
+    """Numbers of the state, in each direction."""
+
+    layers: int = 1
+    """Recurrent layers on top of each other; each after the first adds to what it reads."""
+
+    bidirectional: bool = True
+    """Whether the encoder also reads from the end."""
+
+    autoregressive: bool = False
+    """Whether the decoder reads at each step what stood at the step before."""
+
+    word_dropout: float = 0.0
+    """Share of the steps that an autoregressive decoder does not get to read in training (Bowman et al. 2016)."""
+
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        if self.cell not in ("gru", "lstm"):
+            raise SettingError(f"cell={self.cell!r}", "gru or lstm")
+        for name in ("units", "layers"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and 0 < value <= WIDEST):
+                raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+        if not (isinstance(self.word_dropout, float | int) and 0 <= self.word_dropout <= 1):
+            raise SettingError(f"word_dropout={self.word_dropout!r}", "a share from 0 to 1")
+        if self.word_dropout and not self.autoregressive:
+            raise SettingError("word_dropout without autoregressive", "autoregressive=True with it")
+
+    def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
+        """An encoder and a decoder of sequences (T,).
+
+        Raises:
+            SettingError: for settings out of range, or a grid of more axes.
+        """
+        self.check()
+        if len(grid.positions) != 1:
+            raise SettingError(f"a grid of {len(grid.positions)} axes for recurrent", "a sequence (T,)", "network conv")
+        return RecurrentEncoder(self, grid), RecurrentDecoder(self, grid)
+
+
+class RecurrentEncoder(GridEncoder):
+    """Layers that read each row forwards, and backwards from its own end; the vector is the last states."""
+
+    def __init__(self, settings: Recurrent, grid: Grid) -> None:
+        super().__init__()
+        directions = 2 if settings.bidirectional else 1
+        self.units, self.width = settings.units, directions * settings.units
+        widths = [grid.inputs] + [self.width] * (settings.layers - 1)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(recurrent(settings.cell, width, settings.units) for _ in range(directions))
+            for width in widths
+        )
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """(B, T, inputs) -> (B, width)"""
+        last = last_present(x, present)
+        x = without_absent(x, present)
+        steps = torch.arange(x.shape[1], device=x.device)
+        # each row's own steps from its end, then its padding where it was; its own inverse
+        backwards = torch.where(steps <= last, last - steps, steps)
+        for depth, directions in enumerate(self.layers):
+            said = [directions[0](x)[0]]
+            if len(directions) == 2:
+                said.append(at(directions[1](at(x, backwards))[0], backwards))
+            x = x + torch.cat(said, dim=-1) if depth else torch.cat(said, dim=-1)
+        end = at(x, last).squeeze(1)
+        # reading backwards ends at the first step
+        return torch.cat([end[:, : self.units], x[:, 0, self.units :]], dim=-1)
+
+
+class RecurrentDecoder(GridDecoder):
+    """Layers whose first states are the vector's, which they also read at each step.
+
+    Beside the vector a step reads a learnt position or, autoregressively, what stood one step before.
+    """
+
+    def __init__(self, settings: Recurrent, grid: Grid) -> None:
+        super().__init__()
+        self.autoregressive, self.word_dropout = settings.autoregressive, settings.word_dropout
+        self.units, (self.steps,) = settings.units, grid.positions
+        self.width = settings.layers * settings.units
+        self.told = linear(self.width, settings.units, "identity", None)
+        if self.autoregressive:
+            self.start = nn.Parameter(torch.zeros(1, 1, grid.inputs))
+            self.read = linear(grid.inputs, settings.units, "identity", None)
+        else:
+            self.places = nn.Parameter(torch.randn(1, self.steps, settings.units))
+        self.layers = nn.ModuleList(
+            recurrent(settings.cell, settings.units, settings.units) for _ in range(settings.layers)
+        )
+        self.said = linear(settings.units, grid.outputs, "identity", None)
+
+    def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
+        """(B, width) -> (B, T, outputs)"""
+        told = self.told(vector)[:, None]
+        states = self._first_states(vector)
+        if not self.autoregressive:
+            return self._run(told + self.places, states)
+        if targets is None:
+            return self._run_freely(told, states, needed(feedback))
+        shifted = torch.cat([self.start.expand(len(vector), 1, -1).to(targets.dtype), targets[:, :-1]], dim=1)
+        if self.training and self.word_dropout:
+            shifted = shifted * (torch.rand(shifted.shape[:2], device=vector.device) >= self.word_dropout)[..., None]
+        return self._run(told + self.read(shifted), states)
+
+    def _run_freely(self, told: Tensor, states: list[State], feedback: Feedback) -> Tensor:
+        before, outputs = self.start.expand(len(told), 1, -1), []
+        for _ in range(self.steps):
+            outputs.append(self._run(told + self.read(before), states))
+            before = feedback(outputs[-1][:, 0])[:, None]
+        return torch.cat(outputs, dim=1)
+
+    def _run(self, x: Tensor, states: list[State]) -> Tensor:
+        """Outputs of some steps; `states` are moved on to the last of them."""
+        for depth, layer in enumerate(self.layers):
+            said, states[depth] = layer(x, states[depth])
+            x = x + said if depth else said
+        outputs: Tensor = self.said(x)
+        return outputs
+
+    def _first_states(self, vector: Tensor) -> list[State]:
+        hidden = [part.contiguous() for part in torch.tanh(vector)[None].split(self.units, dim=-1)]
+        lstm = isinstance(self.layers[0], nn.LSTM)
+        return [(part, part) if lstm else part for part in hidden]
+
+
+def recurrent(cell: Cell, inputs: int, units: int) -> nn.GRU | nn.LSTM:
+    """One layer; orthogonal between states (Saxe et al. 2014), and an LSTM that starts by remembering."""
+    layer = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](inputs, units, batch_first=True)
+    with torch.no_grad():
+        for gate in layer.weight_hh_l0.split(units):
+            nn.init.orthogonal_(gate)
+        nn.init.normal_(layer.weight_ih_l0, std=inputs**-0.5)
+        nn.init.zeros_(layer.bias_ih_l0)
+        nn.init.zeros_(layer.bias_hh_l0)
+        if cell == "lstm":  # a forget gate that starts open (Gers et al. 2000)
+            layer.bias_ih_l0[units : 2 * units] = 1.0
+    return layer
+
+
+def last_present(x: Tensor, present: Tensor | None) -> Tensor:
+    """(B, 1), the last step of each row that is present; the first where none is."""
+    if present is None:
+        return torch.full((len(x), 1), x.shape[1] - 1, device=x.device)
+    steps = torch.arange(x.shape[1], device=x.device)
+    return (present * steps).amax(dim=1, keepdim=True)
+
+
+def at(x: Tensor, steps: Tensor) -> Tensor:
+    """(B, T, C) at (B, S) steps: (B, S, C)."""
+    return x.gather(1, steps[..., None].expand(-1, -1, x.shape[-1]))
