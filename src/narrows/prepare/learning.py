@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.prepare.arrow import Values
-from narrows.prepare.arrow_types import Nature
+from narrows.prepare.arrow_types import Nature, is_text, level_type
 from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.ragged import read_lists
 from narrows.prepare.series import Series, SeriesBlock, plan_series, series_of, with_floor
 from narrows.prepare.statistics import ColumnStatistics, Statistics
+from narrows.prepare.tokens import Vocabulary, learn_vocabulary
 from narrows.prepare.transforms import LIMIT, Plan, plan_date, plan_image, plan_numbers
 from narrows.prepare.words import FITTING, IMPLIED, TRANSFORMS
 from narrows.schema import KINDS, Column, Kind
@@ -33,7 +34,7 @@ POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
     "number": ("number", "count", "binary", "category"),
     "flag": ("number", "count", "binary", "category"),
     "date": ("date", "binary", "category"),
-    "text": ("binary", "category"),
+    "text": ("binary", "category", "tokens"),
     "ragged": ("series", "audio"),
     "empty": KINDS,
 }
@@ -45,7 +46,7 @@ TENSORS: tuple[tuple[Kind, ...], ...] = (
 )
 
 
-Layout = Levels | Series
+Layout = Levels | Series | Vocabulary
 """How the values of a column lie in cells, where its type does not say it."""
 
 
@@ -111,6 +112,8 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     if kind in ("binary", "category"):
         levels = _levels(name, column, kind, statistics.rows, wishes.max_levels)
         return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
+    if kind == "tokens":
+        return _learn_tokens(entry, column, word or FITTING[kind][0])
     if kind in ("series", "audio"):
         return _learn_series(entry, statistics, word or FITTING[kind][0])
     plan = _plan(name, kind, statistics, word)
@@ -128,6 +131,17 @@ def _learn_series(entry: Column, statistics: Statistics, transform: str) -> Lear
     plan = plan_series(series, moments, column.sizes.first(1), SeriesBlock(series, some))
     facts = {"holes": entry.holes or series.ragged, "grid": series.grid, "rate": column.hints.rate}
     return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded, **facts), series, plan)
+
+
+def _learn_tokens(entry: Column, column: ColumnStatistics, method: str) -> Learnt:
+    """A text: its vocabulary."""
+    if not is_text(level_type(column.type)) or column.examples is None:
+        raise SettingError(f"column {entry.name!r} of type {column.type} cannot be of kind 'tokens'", "texts")
+    longest = int(np.nan_to_num(column.sizes.high[1 if method == "bytes" else 0]))
+    known = learn_vocabulary(method, column.examples.values(), longest)
+    value = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    facts = {"type": str(value), "levels": known.levels, "grid": (known.length,), "holes": True}
+    return Learnt(_filled(entry, width=0, **facts), known)
 
 
 def grid_of(entry: Column) -> tuple[int, ...]:

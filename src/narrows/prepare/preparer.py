@@ -37,6 +37,7 @@ from narrows.prepare.outliers import Outliers
 from narrows.prepare.series import Series, SeriesBlock
 from narrows.prepare.statistics import Statistics, read_block
 from narrows.prepare.stored import from_stored, to_stored
+from narrows.prepare.tokens import Vocabulary
 from narrows.prepare.transforms import Scaling
 from narrows.schema import Batch, Column, Kind, Schema
 from narrows.sources.reading import field
@@ -65,6 +66,7 @@ class Preparer:
         self._warned: set[str | None] = set()
         self._levels = {name: layout for name, layout in layouts.items() if isinstance(layout, Levels)}
         self._series = {name: layout for name, layout in layouts.items() if isinstance(layout, Series)}
+        self._texts = {name: layout for name, layout in layouts.items() if isinstance(layout, Vocabulary)}
         self._outliers = Outliers(schema, scaling)
         self._numbers = [column for column in schema if column.width and column.kind != "bag"]
 
@@ -169,12 +171,27 @@ class Preparer:
         return cells[:, : column.width]
 
     def _encoded(self, column: Column, array: Values, first_row: int) -> tuple[Tensor, Tensor | None]:
-        """(B, cells) codes of a category column, and (B, cells) which are there, or None where all are."""
+        """(B, cells) codes of a category or text, and (B, cells) which are there, or None where all are."""
+        if vocabulary := self._texts.get(column.name):
+            return self._tokens(column, vocabulary, array, first_row)
         codes, seen, unknown = encode(array, self._levels[column.name], column.name, first_row)
         if unknown is not None:
             text = f"has levels not kept in training, such as {unknown!r}: they share one code"
             self._warn(column.name, f"column {column.name!r} {text}")
         return torch.from_numpy(codes)[:, None], None if seen is None else torch.from_numpy(seen)[:, None]
+
+    def _tokens(self, column: Column, known: Vocabulary, array: Values, first_row: int) -> tuple[Tensor, Tensor | None]:
+        """(B, T) codes of a text, and which are there."""
+        laid = known.encode(array, column.name, first_row)
+        if laid.cut:
+            text = (
+                f"{laid.cut / len(array):.1%} of its texts are longer than {known.length} tokens ({known.method}): cut"
+            )
+            self._warn(column.name, f"column {column.name!r}: {text}")
+        if laid.unknown is not None:
+            text = f"has tokens not kept in training, such as {laid.unknown!r}: they share one code"
+            self._warn(f"{column.name} unknown", f"column {column.name!r} {text}")
+        return torch.from_numpy(laid.codes), None if laid.seen.all() else torch.from_numpy(laid.seen)
 
     def _scaled(self, blocks: list[Cells | SeriesBlock], rows: int) -> tuple[Tensor, Tensor | None]:
         """Raw blocks to prepared numbers and to which are there (None: all), some rows at a time."""
@@ -223,7 +240,10 @@ class Preparer:
         arrays = []
         for column, arrow in zip(self.schema, self._types, strict=True):
             span = self.schema.spans[column.name]
-            if column.categorical:
+            if vocabulary := self._texts.get(column.name):
+                at = span.start - self.schema.numbers
+                arrays.append(vocabulary.write(chosen[:, at : at + column.cells], arrow))
+            elif column.categorical:
                 at = span.start - self.schema.numbers
                 arrays.append(decode(chosen[:, at], self._levels[column.name].values, arrow))
             else:

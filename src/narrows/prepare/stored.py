@@ -16,14 +16,15 @@ import pydantic
 import torch
 from torch import Tensor
 
-from narrows.errors import ModelFileError, NarrowsError
+from narrows.errors import ModelFileError, NarrowsError, SettingError
 from narrows.prepare.arrow import column_type
-from narrows.prepare.arrow_types import is_list, nature, parse_type
+from narrows.prepare.arrow_types import is_list, is_text, nature, parse_type
 from narrows.prepare.categories import Levels, levels_from_json, levels_to_json
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.learning import Layout, grid_of, possible_kinds
 from narrows.prepare.ragged import channels_of
 from narrows.prepare.series import Series
+from narrows.prepare.tokens import Vocabulary
 from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
 from narrows.prepare.words import FITTING
 from narrows.schema import Column, Schema
@@ -40,24 +41,25 @@ class StoredLevels(pydantic.BaseModel):
 
 
 class Facts(pydantic.BaseModel):
-    """The JSON half: the columns in order, and by name the levels of the categories and the layouts of the series."""
+    """The JSON half: the columns in order, and by name the levels of categories, the layouts of series and texts."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     columns: list[Column]
     levels: dict[str, StoredLevels]
     series: dict[str, Series] = {}
+    texts: dict[str, Vocabulary] = {}
 
 
 def to_stored(
     schema: Schema, layouts: Mapping[str, Layout], scaling: Scaling
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of a preparer's parts."""
-    facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, "series": {}}
+    facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, "series": {}, "texts": {}}
     for name, layout in layouts.items():
         if isinstance(layout, Levels):
             facts["levels"][name] = {"values": levels_to_json(layout.values), "rest": layout.rest}
         else:
-            facts["series"][name] = asdict(layout)
+            facts["series" if isinstance(layout, Series) else "texts"][name] = asdict(layout)
     return facts, dict(scaling.state_dict())
 
 
@@ -74,8 +76,9 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
         for column in schema:
             _check_column(column)
         layouts = _checked_levels(schema, checked.levels) | _checked_series(schema, checked.series)
+        layouts |= _checked_texts(schema, checked.texts)
         return schema, layouts, _checked_scaling(schema.dense, tensors)
-    except ModelFileError:
+    except (ModelFileError, SettingError):  # the latter where a library is not installed
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, NarrowsError) as error:
         raise ModelFileError(f"the preparer in this file is damaged: {_words(error)}") from error
@@ -87,7 +90,9 @@ def _with_grid(column: Column) -> Column:
 
 
 def _checked_levels(schema: Schema, stored: Mapping[str, StoredLevels]) -> dict[str, Layout]:
-    _require(set(stored) == {c.name for c in schema if c.categorical}, "names of the category columns")
+    _require(
+        set(stored) == {c.name for c in schema if c.categorical and c.kind != "tokens"}, "names of the category columns"
+    )
     levels = {
         name: Levels(levels_from_json(known.values, parse_type(schema[name].type)), known.rest)
         for name, known in stored.items()
@@ -108,6 +113,15 @@ def _checked_series(schema: Schema, stored: Mapping[str, Series]) -> dict[str, L
         ragged = is_list(arrow) and channels_of(arrow) == series.channels
         fixed = column.shape in ((series.steps,) * (series.channels == 1), (series.steps, series.channels))
         _require(ragged if series.ragged else fixed, f"type and steps of {name!r}")
+    return dict(stored)
+
+
+def _checked_texts(schema: Schema, stored: Mapping[str, Vocabulary]) -> dict[str, Layout]:
+    _require(set(stored) == {c.name for c in schema if c.categorical and c.kind == "tokens"}, "names of the texts")
+    for name, known in stored.items():
+        fits = known.levels == schema[name].levels and schema[name].grid == (known.length,)
+        _require(fits and is_text(parse_type(schema[name].type)), f"tokens of {name!r}")
+        known.check()
     return dict(stored)
 
 
@@ -137,6 +151,9 @@ def _check_column(column: Column) -> None:
     if column.kind in ("binary", "category"):
         most = 2 ** (arrow.index_type.bit_width - 1) if pa.types.is_dictionary(arrow) else 2**31
         _require(column.width == 0 and 0 <= column.levels <= most and not column.shape, f"levels of {column.name!r}")
+        return
+    if column.kind == "tokens":  # further checked by the vocabulary
+        _require(column.width == 0 and bool(column.levels) == bool(column.grid), f"tokens of {column.name!r}")
         return
     _require(column.levels == 0 and 0 <= column.rate < 2**31, f"cells of {column.name!r}")
     if column.kind in ("series", "audio"):  # further checked by what is known of the series
