@@ -106,7 +106,7 @@ class GridNetwork(Protocol):
 
 
 def folded(x: Tensor, fold: int) -> Tensor:
-    """(B, *positions, C) -> (B, *smaller, fold ** axes * C): patches as channels, zeros where the last ones stick out."""
+    """(B, *positions, C) -> (B, *smaller, fold ** axes * C): patches as channels; zeros where the last stick out."""
     x = F.pad(x, [0, 0, *(gap for n in reversed(x.shape[1:-1]) for gap in (0, -n % fold))])
     smaller = [n // fold for n in x.shape[1:-1]]
     axes = len(smaller)

@@ -82,10 +82,9 @@ class RecurrentEncoder(GridEncoder):
         directions = 2 if settings.bidirectional else 1
         self.units, self.width = settings.units, directions * settings.units
         widths = [grid.inputs] + [self.width] * (settings.layers - 1)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(recurrent(settings.cell, width, settings.units) for _ in range(directions))
-            for width in widths
-        )
+        self.onwards = nn.ModuleList(recurrent(settings.cell, width, settings.units) for width in widths)
+        turned = widths if settings.bidirectional else []
+        self.back = nn.ModuleList(recurrent(settings.cell, width, settings.units) for width in turned)
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         """(B, T, inputs) -> (B, width)"""
@@ -94,11 +93,11 @@ class RecurrentEncoder(GridEncoder):
         steps = torch.arange(x.shape[1], device=x.device)
         # each row's own steps from its end, then its padding where it was; its own inverse
         backwards = torch.where(steps <= last, last - steps, steps)
-        for depth, directions in enumerate(self.layers):
-            said = [directions[0](x)[0]]
-            if len(directions) == 2:
-                said.append(at(directions[1](at(x, backwards))[0], backwards))
-            x = x + torch.cat(said, dim=-1) if depth else torch.cat(said, dim=-1)
+        for depth, onwards in enumerate(self.onwards):
+            said = onwards(x)[0]
+            if len(self.back):
+                said = torch.cat([said, at(self.back[depth](at(x, backwards))[0], backwards)], dim=-1)
+            x = x + said if depth else said
         end = at(x, last).squeeze(1)
         # reading backwards ends at the first step
         return torch.cat([end[:, : self.units], x[:, 0, self.units :]], dim=-1)
@@ -155,14 +154,14 @@ class RecurrentDecoder(GridDecoder):
         return outputs
 
     def _first_states(self, vector: Tensor) -> list[State]:
-        hidden = [part.contiguous() for part in torch.tanh(vector)[None].split(self.units, dim=-1)]
+        hidden = [part.contiguous() for part in torch.split(torch.tanh(vector)[None], self.units, dim=-1)]
         lstm = isinstance(self.layers[0], nn.LSTM)
         return [(part, part) if lstm else part for part in hidden]
 
 
 def recurrent(cell: Cell, inputs: int, units: int) -> nn.GRU | nn.LSTM:
     """One layer; orthogonal between states (Saxe et al. 2014), and an LSTM that starts by remembering."""
-    layer = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](inputs, units, batch_first=True)
+    layer = (nn.GRU if cell == "gru" else nn.LSTM)(inputs, units, batch_first=True)
     with torch.no_grad():
         for gate in layer.weight_hh_l0.split(units):
             nn.init.orthogonal_(gate)

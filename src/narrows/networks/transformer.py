@@ -1,0 +1,242 @@
+"""Transformer encoder and decoder (Vaswani et al. 2017) of texts, series, images in patches, and cells of tables.
+
+Every token looks at every other, so the cost grows with the square of their number: long grids are cut into patches.
+The vector is what four learnt queries pick from the tokens; the decoder reads it as four tokens of its own, before
+those of the positions. Autoregressive, the decoder's tokens look only back, and stand for what was said before.
+What this file does not know: what stands at a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from narrows.errors import SettingError
+from narrows.networks.dense import WIDEST, linear
+from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, folded, needed, unfolded, without_absent
+
+QUERIES = 4  # tokens that the vector consists of
+MOST = 128  # tokens of a grid, by default
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Settings of a transformer encoder-decoder pair. The field texts are also the command line's help."""
+
+    width: int = 64
+    """Numbers of each token."""
+
+    layers: int = 2
+    """Blocks of attention and perceptron, in the encoder and in the decoder."""
+
+    heads: int = 4
+    """Attention heads of each block; they share the width."""
+
+    patch: int | None = None
+    """Positions a side that make one token; by default 1 for up to 128 tokens or autoregressive, and more beyond."""
+
+    autoregressive: bool = False
+    """Whether the decoder reads at each token what stood at the tokens before."""
+
+    dropout: float = 0.0
+    """Share of what attention and perceptrons add that is silenced in training."""
+
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        for name in ("width", "layers", "heads", "patch"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and 0 < value <= WIDEST) and (name, value) != ("patch", None):
+                raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+        if self.width % self.heads:
+            raise SettingError(f"width={self.width} for {self.heads} heads", "a width that the heads divide")
+        if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):
+            raise SettingError(f"dropout={self.dropout!r}", "a share from 0 up to, not including, 1")
+
+    def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
+        """An encoder and a decoder of grids of any number of axes.
+
+        Raises:
+            SettingError: for settings out of range.
+        """
+        self.check()
+        patch = self.patch or (1 if self.autoregressive else default_patch(grid.positions))
+        return TransformerEncoder(self, grid, patch), TransformerDecoder(self, grid, patch)
+
+
+def default_patch(positions: Sequence[int]) -> int:
+    """The least power of two that leaves at most 128 tokens."""
+    patch = 1
+    while prod(patches(positions, patch)) > MOST:
+        patch *= 2
+    return patch
+
+
+def patches(positions: Sequence[int], patch: int) -> tuple[int, ...]:
+    """Patches along each axis; the last one may stick out."""
+    return tuple(-(-n // patch) for n in positions)
+
+
+class TransformerEncoder(GridEncoder):
+    """Patches as tokens, blocks, and learnt queries that attend to the result (Lee et al. 2019)."""
+
+    def __init__(self, settings: Transformer, grid: Grid, patch: int) -> None:
+        super().__init__()
+        self.patch, self.width = patch, QUERIES * settings.width
+        width, channels = settings.width, grid.inputs * patch ** len(grid.positions)
+        self.token = linear(channels, width, "identity", None)
+        self.places = nn.Parameter(torch.randn(1, prod(patches(grid.positions, patch)), width))
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.queries = nn.Parameter(torch.randn(1, QUERIES, width))
+        self.pool = Attention(width, settings.heads)
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """(B, *positions, inputs) -> (B, width); a patch is absent where all its positions are."""
+        tokens = self.token(folded(without_absent(x, present), self.patch).flatten(1, -2)) + self.places
+        mask = None if present is None else self._mask(present)
+        for block in self.blocks:
+            tokens = block(tokens, mask=mask)
+        picked: Tensor = self.pool(self.queries.expand(len(x), -1, -1), self.norm(tokens), mask=mask)
+        return picked.flatten(1)
+
+    def _mask(self, present: Tensor) -> Tensor:
+        """(B, 1, 1, S): the tokens to look at; all of them where none is present, as nothing else is finite."""
+        some = folded(present[..., None].float(), self.patch).flatten(1, -2).amax(dim=-1) > 0
+        return (some | ~some.any(dim=1, keepdim=True))[:, None, None]
+
+
+class TransformerDecoder(GridDecoder):
+    """The vector's tokens, then one for each patch: its learnt place or, autoregressively, the patch before it."""
+
+    def __init__(self, settings: Transformer, grid: Grid, patch: int) -> None:
+        super().__init__()
+        self.autoregressive, self.patch, self.grid = settings.autoregressive, patch, grid
+        self.width, width, inside = QUERIES * settings.width, settings.width, patch ** len(grid.positions)
+        self.patches = patches(grid.positions, patch)
+        # autoregressive, the vector's last token says the first patch, and the last patch is never read
+        tokens = prod(self.patches) + QUERIES - (1 if self.autoregressive else 0)
+        self.places = nn.Parameter(torch.randn(1, tokens, width))
+        if self.autoregressive:
+            self.token = linear(grid.inputs * inside, width, "identity", None)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.said = linear(width, grid.outputs * inside, "identity", None)
+
+    def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
+        """(B, width) -> (B, *positions, outputs)"""
+        told = vector.unflatten(1, (QUERIES, -1))
+        if not self.autoregressive:
+            tokens = F.pad(told, [0, 0, 0, prod(self.patches)]) + self.places
+            said = self._said(tokens)[:, QUERIES:]
+        elif targets is None:
+            said = self._run_freely(told, needed(feedback))
+        else:
+            before = self.token(folded(targets, self.patch).flatten(1, -2)[:, :-1])
+            said = self._said(torch.cat([told, before], dim=1) + self.places)[:, QUERIES - 1 :]
+        return unfolded(said.unflatten(1, self.patches), self.patch, self.grid.positions)
+
+    def _run_freely(self, told: Tensor, feedback: Feedback) -> Tensor:
+        """(B, S, outputs of a patch), one patch after the other, over remembered keys and values."""
+        caches = [Cache() for _ in self.blocks]
+        tokens, outputs, start = told, [], 0
+        for _ in range(prod(self.patches)):
+            places = self.places[:, start : start + tokens.shape[1]]
+            start += tokens.shape[1]
+            outputs.append(self._said(tokens + places, caches)[:, -1:])
+            inside = outputs[-1].unflatten(-1, (-1, self.grid.outputs))[:, 0]
+            read = torch.cat([feedback(position) for position in inside.unbind(1)], dim=-1)
+            tokens = self.token(read)[:, None]
+        return torch.cat(outputs, dim=1)
+
+    def _said(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        for depth, block in enumerate(self.blocks):
+            tokens = block(tokens, causal=self.autoregressive, cache=caches[depth] if caches else None)
+        said: Tensor = self.said(self.norm(tokens))
+        return said
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each added to what it reads normalized (pre-norm; Xiong et al. 2020)."""
+
+    def __init__(self, settings: Transformer) -> None:
+        super().__init__()
+        width, among = settings.width, 2 * settings.layers
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, settings.heads)
+        last = linear(4 * width, width, "gelu", None)
+        self.perceptron = nn.Sequential(linear(width, 4 * width, "gelu", None), nn.GELU(), last)
+        self.dropout = nn.Dropout(settings.dropout)
+        with torch.no_grad():  # what n blocks add must not grow with n (Radford et al. 2019)
+            for layer in (self.attention.said, last):
+                layer.weight /= among**0.5
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: Cache | None = None
+    ) -> Tensor:
+        """(B, S, width), as it came."""
+        normed = self.norm(x)
+        x = x + self.dropout(self.attention(normed, normed, mask, causal, cache))
+        added: Tensor = x + self.dropout(self.perceptron(self.norm(x)))
+        return added
+
+
+class Attention(nn.Module):
+    """Attention of several heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.asked = linear(width, width, "identity", None)
+        self.known = linear(width, 2 * width, "identity", None)
+        self.said = linear(width, width, "identity", None)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """What tokens `x` (B, S, width) find in `context` (B, T, width), and in the cache before it.
+
+        Args:
+            x: that ask.
+            context: that is asked.
+            mask: (B, 1, 1, T), true where the context may be looked at.
+            causal: whether token s sees only the context up to s.
+            cache: keys and values of earlier calls, which these are added to.
+        """
+        asked = self._by_head(self.asked(x))
+        keys, values = (self._by_head(part) for part in self.known(context).chunk(2, dim=-1))
+        if cache is not None:
+            keys, values = cache.grown(keys, values)
+        found = F.scaled_dot_product_attention(asked, keys, values, mask, is_causal=causal and x.shape[1] > 1)
+        said: Tensor = self.said(found.transpose(1, 2).flatten(2))
+        return said
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Cache:
+    """Keys and values of the tokens so far, (B, heads, S, width of a head), for one block."""
+
+    def __init__(self) -> None:
+        self.pair: tuple[Tensor, Tensor] | None = None
+
+    def grown(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, these last."""
+        if self.pair is not None:
+            keys, values = (torch.cat(both, dim=2) for both in zip(self.pair, (keys, values), strict=True))
+        self.pair = keys, values
+        return self.pair
