@@ -162,14 +162,14 @@ class RecurrentDecoder(GridDecoder):
 def recurrent(cell: Cell, inputs: int, units: int) -> nn.GRU | nn.LSTM:
     """One layer; orthogonal between states (Saxe et al. 2014), and an LSTM that starts by remembering."""
     layer = (nn.GRU if cell == "gru" else nn.LSTM)(inputs, units, batch_first=True)
-    with torch.no_grad():
-        for gate in layer.weight_hh_l0.split(units):
-            nn.init.orthogonal_(gate)
-        nn.init.normal_(layer.weight_ih_l0, std=inputs**-0.5)
-        nn.init.zeros_(layer.bias_ih_l0)
-        nn.init.zeros_(layer.bias_hh_l0)
-        if cell == "lstm":  # a forget gate that starts open (Gers et al. 2000)
-            layer.bias_ih_l0[units : 2 * units] = 1.0
+    weights = dict(layer.named_parameters())
+    for gate in torch.split(weights["weight_hh_l0"].data, units):
+        nn.init.orthogonal_(gate)
+    nn.init.normal_(weights["weight_ih_l0"], std=inputs**-0.5)
+    for bias in (weights["bias_ih_l0"], weights["bias_hh_l0"]):
+        nn.init.zeros_(bias)
+    if cell == "lstm":  # a forget gate that starts open (Gers et al. 2000)
+        nn.init.ones_(weights["bias_ih_l0"].data[units : 2 * units])
     return layer
 
 

@@ -117,6 +117,8 @@ class TransformerEncoder(GridEncoder):
 class TransformerDecoder(GridDecoder):
     """The vector's tokens, then one for each patch: its learnt place or, autoregressively, the patch before it."""
 
+    inside: Tensor
+
     def __init__(self, settings: Transformer, grid: Grid, patch: int) -> None:
         super().__init__()
         self.autoregressive, self.patch, self.grid = settings.autoregressive, patch, grid
@@ -127,13 +129,16 @@ class TransformerDecoder(GridDecoder):
         self.places = nn.Parameter(torch.randn(1, tokens, width))
         if self.autoregressive:
             self.token = linear(grid.inputs * inside, width, "identity", None)
+            # (1, S, positions of a patch): those that do not stick out
+            whole = folded(torch.ones(1, *grid.positions, 1), patch).flatten(1, -2) > 0
+            self.register_buffer("inside", whole, persistent=False)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.said = linear(width, grid.outputs * inside, "identity", None)
 
     def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
         """(B, width) -> (B, *positions, outputs)"""
-        told = vector.unflatten(1, (QUERIES, -1))
+        told = vector.view(len(vector), QUERIES, -1)
         if not self.autoregressive:
             tokens = F.pad(told, [0, 0, 0, prod(self.patches)]) + self.places
             said = self._said(tokens)[:, QUERIES:]
@@ -142,7 +147,7 @@ class TransformerDecoder(GridDecoder):
         else:
             before = self.token(folded(targets, self.patch).flatten(1, -2)[:, :-1])
             said = self._said(torch.cat([told, before], dim=1) + self.places)[:, QUERIES - 1 :]
-        return unfolded(said.unflatten(1, self.patches), self.patch, self.grid.positions)
+        return unfolded(said.reshape(len(said), *self.patches, -1), self.patch, self.grid.positions)
 
     def _run_freely(self, told: Tensor, feedback: Feedback) -> Tensor:
         """(B, S, outputs of a patch), one patch after the other, over remembered keys and values."""
@@ -152,9 +157,10 @@ class TransformerDecoder(GridDecoder):
             places = self.places[:, start : start + tokens.shape[1]]
             start += tokens.shape[1]
             outputs.append(self._said(tokens + places, caches)[:, -1:])
-            inside = outputs[-1].unflatten(-1, (-1, self.grid.outputs))[:, 0]
-            read = torch.cat([feedback(position) for position in inside.unbind(1)], dim=-1)
-            tokens = self.token(read)[:, None]
+            said = outputs[-1].view(len(told), -1, self.grid.outputs).unbind(dim=1)
+            read = torch.stack([feedback(position) for position in said], dim=1)
+            read = without_absent(read, self.inside[:, len(outputs) - 1])
+            tokens = self.token(read.flatten(1))[:, None]
         return torch.cat(outputs, dim=1)
 
     def _said(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
@@ -225,7 +231,7 @@ class Attention(nn.Module):
         return said
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class Cache:
