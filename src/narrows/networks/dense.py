@@ -106,11 +106,17 @@ class Dense:
     def _stack(self, widths: Sequence[int]) -> nn.Sequential:
         """Layers through these widths; the last is linear."""
         *pairs, last = pairwise(widths)
-        layers: list[nn.Module] = [self._hidden(inside, outside) for inside, outside in pairs]
+        added = sum(inside == outside for inside, outside in pairs) if self.residual else 0
+        layers: list[nn.Module] = [self._hidden(inside, outside, added) for inside, outside in pairs]
         return nn.Sequential(*layers, linear(*last, "identity", self.members))
 
-    def _hidden(self, inputs: int, outputs: int) -> nn.Module:
-        layers = [linear(inputs, outputs, self.activation, self.members)]
+    def _hidden(self, inputs: int, outputs: int, added: int) -> nn.Module:
+        """One hidden layer, one of `added` that add to their input if it does."""
+        first = linear(inputs, outputs, self.activation, self.members)
+        layers: list[nn.Module] = [first]
+        if self.residual and inputs == outputs:
+            with torch.no_grad():  # activations have a mean, so what n layers add grows with n, not its root
+                first.weight /= added
         if self.norm == "layer":
             layers.append(nn.LayerNorm(outputs, elementwise_affine=False))
         elif self.norm == "batch":
@@ -131,7 +137,7 @@ def default_hidden(inputs: int, code: int) -> tuple[int, ...]:
     return first, max(first // 2, min(2 * code, 1024))
 
 
-def linear(inputs: int, outputs: int, following: str, members: int | None) -> nn.Module:
+def linear(inputs: int, outputs: int, following: str, members: int | None) -> nn.Linear | MemberLinear:
     """A linear layer, drawn for the activation that follows it.
 
     He et al. (2015) before rectifiers, Glorot & Bengio (2010) before the rest; biases start at zero.

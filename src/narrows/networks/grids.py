@@ -110,17 +110,17 @@ def folded(x: Tensor, fold: int) -> Tensor:
     x = F.pad(x, [0, 0, *(gap for n in reversed(x.shape[1:-1]) for gap in (0, -n % fold))])
     smaller = [n // fold for n in x.shape[1:-1]]
     axes = len(smaller)
-    x = x.reshape(len(x), *(n for side in smaller for n in (side, fold)), x.shape[-1])
+    x = x.reshape(-1, *(n for side in smaller for n in (side, fold)), x.shape[-1])
     x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
     return x.flatten(1 + axes)
 
 
 def unfolded(x: Tensor, fold: int, positions: Sequence[int]) -> Tensor:
     """`folded` undone: (B, *smaller, fold ** axes * C) -> (B, *positions, C)."""
-    rows, axes, smaller = len(x), len(positions), x.shape[1:-1]
-    x = x.reshape(rows, *smaller, *[fold] * axes, -1)
+    axes, smaller = len(positions), x.shape[1:-1]
+    x = x.reshape(-1, *smaller, *[fold] * axes, x.shape[-1] // fold**axes)
     x = x.permute(0, *(axis for i in range(1, axes + 1) for axis in (i, axes + i)), 2 * axes + 1)
-    x = x.reshape(rows, *(n * fold for n in smaller), x.shape[-1])
+    x = x.reshape(-1, *(n * fold for n in smaller), x.shape[-1])
     for axis, length in enumerate(positions, start=1):
         x = x.narrow(axis, 0, length)
     return x

@@ -138,7 +138,7 @@ class TransformerDecoder(GridDecoder):
 
     def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
         """(B, width) -> (B, *positions, outputs)"""
-        told = vector.view(len(vector), QUERIES, -1)
+        told = vector.view(-1, QUERIES, self.width // QUERIES)
         if not self.autoregressive:
             tokens = F.pad(told, [0, 0, 0, prod(self.patches)]) + self.places
             said = self._said(tokens)[:, QUERIES:]
@@ -147,7 +147,7 @@ class TransformerDecoder(GridDecoder):
         else:
             before = self.token(folded(targets, self.patch).flatten(1, -2)[:, :-1])
             said = self._said(torch.cat([told, before], dim=1) + self.places)[:, QUERIES - 1 :]
-        return unfolded(said.reshape(len(said), *self.patches, -1), self.patch, self.grid.positions)
+        return unfolded(said.reshape(-1, *self.patches, said.shape[-1]), self.patch, self.grid.positions)
 
     def _run_freely(self, told: Tensor, feedback: Feedback) -> Tensor:
         """(B, S, outputs of a patch), one patch after the other, over remembered keys and values."""
@@ -157,7 +157,7 @@ class TransformerDecoder(GridDecoder):
             places = self.places[:, start : start + tokens.shape[1]]
             start += tokens.shape[1]
             outputs.append(self._said(tokens + places, caches)[:, -1:])
-            said = outputs[-1].view(len(told), -1, self.grid.outputs).unbind(dim=1)
+            said = outputs[-1].view(-1, self.inside.shape[2], self.grid.outputs).unbind(dim=1)
             read = torch.stack([feedback(position) for position in said], dim=1)
             read = without_absent(read, self.inside[:, len(outputs) - 1])
             tokens = self.token(read.flatten(1))[:, None]
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         return said
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
+        return x.view(-1, x.shape[1], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
 
 class Cache:
