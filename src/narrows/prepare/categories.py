@@ -19,6 +19,7 @@ from narrows.prepare.arrow_types import Type, is_clock, is_date, is_plain_number
 
 TEXT_LEVELS = 1_000_000
 OTHER_LEVELS = 50_000  # below a batch of the sources, so that a column of distinct numbers is let go at once
+MOST_BYTES = 128 << 20  # of values that are counted: whole documents are hardly categories
 FEW_UNKNOWN = 5  # unknown values that pass without a word where training had some too
 FEW_LEVELS = 20  # up to so many levels, those that occurred once are kept too
 
@@ -31,12 +32,13 @@ class Counts:
     Args:
         arrow: the column's Arrow type.
         limit: distinct values to count; by default 1,000,000 of text and 50,000 of anything else.
+        keeping: whether the most frequent values are kept beyond the limit; by default those of text are.
     """
 
-    def __init__(self, arrow: Type, limit: int | None = None) -> None:
+    def __init__(self, arrow: Type, limit: int | None = None, keeping: bool = False) -> None:
         self.type = level_type(arrow)
-        self.text = is_text(self.type)
-        self.limit = limit or (TEXT_LEVELS if self.text else OTHER_LEVELS)
+        self.keeping = keeping or is_text(self.type)
+        self.limit = limit or (TEXT_LEVELS if self.keeping else OTHER_LEVELS)
         self.overflowed = False
         self._blocks: list[pa.Table] = []
 
@@ -58,7 +60,7 @@ class Counts:
     @property
     def counting(self) -> bool:
         """Whether values are still counted: numbers with too many distinct ones are not."""
-        return self.text or not self.overflowed
+        return self.keeping or not self.overflowed
 
     def _add(self, block: pa.Table) -> None:
         self._blocks.append(block)
@@ -66,8 +68,9 @@ class Counts:
         if len(self._blocks) > 1 and sum(map(len, self._blocks)) < 2 * max(first, 4096):
             return
         merged = self._merged()
-        self.overflowed |= len(merged) > self.limit
-        self._blocks = [self._ranked(merged)[: self.limit] if len(merged) > self.limit else merged]
+        limit = min(self.limit, max(1, len(merged) * MOST_BYTES // max(1, merged.nbytes)))
+        self.overflowed |= len(merged) > limit
+        self._blocks = [self._ranked(merged)[:limit] if len(merged) > limit else merged]
         if not self.counting:
             self._blocks = []
 
@@ -116,7 +119,12 @@ class Levels:
 
     def surprised(self, unknown: int, rows: int) -> bool:
         """Whether so many unknown values among so many rows are more than training had."""
-        return unknown > (2 * self.rest * rows + FEW_UNKNOWN if self.rest else 0)
+        return surprising(self.rest, unknown, rows)
+
+
+def surprising(rest: float, unknown: int, count: int) -> bool:
+    """Whether so many unknown values of so many are more than training had, where their share was `rest`."""
+    return unknown > (2 * rest * count + FEW_UNKNOWN if rest else 0)
 
 
 def choose_levels(values: Values, counts: Codes, max_levels: int) -> Values:
@@ -154,12 +162,17 @@ def encode(
         DataError: where values cannot be read as the type of the levels.
     """
     values, known = _comparable(without_nan(plain(array)), levels.values, column, first_row)
-    found = pc.index_in(values, value_set=known, skip_nulls=True)
-    codes: Codes = np.asarray(found.fill_null(len(levels)).to_numpy(), dtype=np.int64)
+    codes = found_in(values, known)
     seen = np.asarray(values.is_valid()) if values.null_count else None
     unknown = np.flatnonzero((codes == len(levels)) & (True if seen is None else seen))
     surprise = levels.surprised(len(unknown), len(codes))
     return codes, seen, str(values[int(unknown[0])].as_py()) if surprise else None
+
+
+def found_in(values: Values, known: Values) -> Codes:
+    """(B,) where each value stands among the known ones; their number where it is missing or unknown."""
+    found = pc.index_in(values, value_set=known, skip_nulls=True)
+    return np.asarray(found.fill_null(len(known)).to_numpy(), dtype=np.int64)
 
 
 def _comparable(array: Values, levels: Values, column: str, first_row: int) -> tuple[Values, Values]:

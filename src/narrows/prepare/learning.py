@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.prepare.arrow import Values
 from narrows.prepare.arrow_types import Nature, is_text, level_type
+from narrows.prepare.bags import WORDS, Items, Tally, learn_items, tally_words
 from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.ragged import read_lists
@@ -34,7 +35,8 @@ POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
     "number": ("number", "count", "binary", "category"),
     "flag": ("number", "count", "binary", "category"),
     "date": ("date", "binary", "category"),
-    "text": ("binary", "category", "tokens"),
+    "text": ("binary", "category", "tokens", "bag"),
+    "map": ("bag",),
     "ragged": ("series", "audio"),
     "empty": KINDS,
 }
@@ -46,7 +48,7 @@ TENSORS: tuple[tuple[Kind, ...], ...] = (
 )
 
 
-Layout = Levels | Series | Vocabulary
+Layout = Levels | Series | Vocabulary | Items
 """How the values of a column lie in cells, where its type does not say it."""
 
 
@@ -114,6 +116,8 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
         return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
     if kind == "tokens":
         return _learn_tokens(entry, column, word or FITTING[kind][0])
+    if kind == "bag":
+        return _learn_bag(entry, column, statistics.rows, word or FITTING[kind][0])
     if kind in ("series", "audio"):
         return _learn_series(entry, statistics, word or FITTING[kind][0])
     plan = _plan(name, kind, statistics, word)
@@ -135,13 +139,35 @@ def _learn_series(entry: Column, statistics: Statistics, transform: str) -> Lear
 
 def _learn_tokens(entry: Column, column: ColumnStatistics, method: str) -> Learnt:
     """A text: its vocabulary."""
-    if not is_text(level_type(column.type)) or column.examples is None:
-        raise SettingError(f"column {entry.name!r} of type {column.type} cannot be of kind 'tokens'", "texts")
     longest = int(np.nan_to_num(column.sizes.high[1 if method == "bytes" else 0]))
-    known = learn_vocabulary(method, column.examples.values(), longest)
+    known = learn_vocabulary(method, _texts(entry, column), longest)
     value = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     facts = {"type": str(value), "levels": known.levels, "grid": (known.length,), "holes": True}
     return Learnt(_filled(entry, width=0, **facts), known)
+
+
+def _learn_bag(entry: Column, column: ColumnStatistics, rows: int, transform: str) -> Learnt:
+    """A bag, or a text as a bag of its words: the items to keep."""
+    if column.nature == "map" and column.counts is not None:
+        names, often = column.counts.ranked()
+        moments = column.moments
+        tally = Tally(names, often, rows, float(moments.mean[0] * moments.count[0]), bool(moments.whole[0]))
+    else:
+        tally = tally_words(_texts(entry, column))
+        entry = _filled(entry, type=str(WORDS))
+    items = learn_items(tally, transform, column.hints.items if column.nature == "map" else 0)
+    return Learnt(_filled(entry, width=items.size, holes=False), items if items.size else None)
+
+
+def _texts(entry: Column, column: ColumnStatistics) -> Values:
+    """The sampled texts of a column.
+
+    Raises:
+        SettingError: where its values are no texts.
+    """
+    if not is_text(level_type(column.type)) or column.examples is None:
+        raise SettingError(f"column {entry.name!r} of type {column.type} cannot be of kind {entry.kind!r}", "texts")
+    return column.examples.values()
 
 
 def grid_of(entry: Column) -> tuple[int, ...]:
@@ -155,7 +181,7 @@ def _filled(entry: Column, **facts: Any) -> Column:
 
 
 def _without_values(column: ColumnStatistics, rows: int) -> bool:
-    return column.missing == rows if column.nature in ("text", "empty", "map") else not column.moments.count.any()
+    return column.missing == rows if column.nature in ("text", "empty") else not column.moments.count.any()
 
 
 def _differs_in_every_row(column: ColumnStatistics) -> bool:

@@ -30,6 +30,7 @@ from narrows.prepare.arrow import (
     write_tensors,
 )
 from narrows.prepare.arrow_types import Type, nature, parse_type
+from narrows.prepare.bags import Items, side_by_side
 from narrows.prepare.categories import Levels, decode, encode
 from narrows.prepare.dates import write_dates
 from narrows.prepare.learning import Layout, Wishes, learn_columns
@@ -39,7 +40,7 @@ from narrows.prepare.statistics import Statistics, read_block
 from narrows.prepare.stored import from_stored, to_stored
 from narrows.prepare.tokens import Vocabulary
 from narrows.prepare.transforms import Scaling
-from narrows.schema import Batch, Column, Kind, Schema
+from narrows.schema import Batch, Column, Kind, Schema, Sparse
 from narrows.sources.reading import field
 
 # Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
@@ -67,6 +68,7 @@ class Preparer:
         self._levels = {name: layout for name, layout in layouts.items() if isinstance(layout, Levels)}
         self._series = {name: layout for name, layout in layouts.items() if isinstance(layout, Series)}
         self._texts = {name: layout for name, layout in layouts.items() if isinstance(layout, Vocabulary)}
+        self._bags = {name: layout for name, layout in layouts.items() if isinstance(layout, Items)}
         self._outliers = Outliers(schema, scaling)
         self._numbers = [column for column in schema if column.width and column.kind != "bag"]
 
@@ -111,8 +113,14 @@ class Preparer:
 
     @property
     def texts(self) -> frozenset[str]:
-        """Names of the columns whose values are texts."""
-        return frozenset(name for name, kind in self._natures.items() if kind == "text")
+        """Names of the columns whose values are texts, or can be: the words of a text are a bag."""
+        worded = {name for name, items in self._bags.items() if items.names and isinstance(items.names[0], str)}
+        return frozenset(name for name, kind in self._natures.items() if kind == "text") | worded
+
+    @property
+    def entries(self) -> float:
+        """Items in the bags of a row, on average."""
+        return sum(items.entries for items in self._bags.values())
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON values and tensors that say all there is to know."""
@@ -148,7 +156,9 @@ class Preparer:
             self._warn(name, message)
         coded = [self._encoded(c, arrays[c.name], first_row) for c in self.schema if c.categorical]
         codes = torch.cat([torch.zeros(len(rows), 0, dtype=torch.int64), *(found for found, _ in coded)], dim=1)
-        return Batch(numbers, codes, _joined(numbers, present, coded))
+        bags = [self._bag(c, arrays[c.name], first_row) for c in self.schema if c.name in self._bags]
+        seen = _joined(numbers, present, coded)
+        return Batch(numbers, codes, seen, sparse=side_by_side(bags) if bags else None)
 
     def _aligned(self, rows: pa.RecordBatch) -> dict[str, Values]:
         arrays, extra = align(rows, self.schema, self._types)
@@ -193,6 +203,15 @@ class Preparer:
             self._warn(f"{column.name} unknown", f"column {column.name!r} {text}")
         return torch.from_numpy(laid.codes), None if laid.seen.all() else torch.from_numpy(laid.seen)
 
+    def _bag(self, column: Column, array: Values, first_row: int) -> Sparse:
+        """The cells of a bag."""
+        bag, dropped = self._bags[column.name].read(array, parse_type(column.type), column.name, first_row)
+        if dropped:
+            self._warn(
+                column.name, f"column {column.name!r}: {dropped:,} entries of items unknown in training: dropped"
+            )
+        return bag
+
     def _scaled(self, blocks: list[Cells | SeriesBlock], rows: int) -> tuple[Tensor, Tensor | None]:
         """Raw blocks to prepared numbers and to which are there (None: all), some rows at a time."""
         width = sum(block.shape[1] for block in blocks)
@@ -225,7 +244,7 @@ class Preparer:
         categories become the value of their code: null where that is `levels`, as are columns that were all missing.
 
         Args:
-            numbers: (B, N) in prepared units.
+            numbers: (B, N) in prepared units; of bags the shares of their items, which sum to 1 (see `Items.write`).
             codes: (B, M).
         """
         numbers, codes = numbers.detach().cpu(), codes.detach().cpu()
@@ -237,12 +256,15 @@ class Preparer:
     def _restored(self, numbers: Tensor, codes: Tensor) -> pa.RecordBatch:
         dense = self.schema.dense
         raw, chosen = self.scaling.inverse(numbers[:, :dense]).numpy(), codes.numpy()
+        shares = numbers[:, dense:].double().numpy()
         arrays = []
         for column, arrow in zip(self.schema, self._types, strict=True):
             span = self.schema.spans[column.name]
             if vocabulary := self._texts.get(column.name):
                 at = span.start - self.schema.numbers
                 arrays.append(vocabulary.write(chosen[:, at : at + column.cells], arrow))
+            elif items := self._bags.get(column.name):
+                arrays.append(items.write(shares[:, span.start - dense : span.stop - dense], arrow))
             elif column.categorical:
                 at = span.start - self.schema.numbers
                 arrays.append(decode(chosen[:, at], self._levels[column.name].values, arrow))

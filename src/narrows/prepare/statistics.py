@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from narrows.errors import DataError
 from narrows.prepare.arrow import Cells, Values, plain, read_numbers, read_tensors, refuse_infinite, value_type
 from narrows.prepare.arrow_types import Nature, Type, level_type, nature
+from narrows.prepare.bags import read_entries
 from narrows.prepare.categories import Counts, levels_to_json
 from narrows.prepare.dates import PARTS, read_dates
 from narrows.prepare.examples import Examples
@@ -39,8 +40,8 @@ class ColumnStatistics:
         type: Arrow type of one number of it.
         shape: of one value, `()` for a scalar.
         nature: how its values are read.
-        moments: of its cells; a date has seven (its parts), text has none, a ragged series one for each channel.
-        counts: of its values; None for tensors and series.
+        moments: of its cells; a date has seven (its parts), text none, a ragged series one a channel, a bag one in all.
+        counts: of its values; of a bag's items; None for tensors and series.
         hints: what the source knows of it (see `reading.field`).
         missing: rows without a value, or for tensors cells.
         order: the categories of an ordered dictionary, in that order.
@@ -72,6 +73,8 @@ class ColumnStatistics:
         cells = {"text": 0, "empty": 0, "date": PARTS, "tensor": int(np.prod(shape))}.get(kind, 1)
         cells = channels_of(arrow) if kind == "ragged" else cells
         counts = Counts(arrow) if kind not in ("tensor", "empty", "ragged") else None
+        if kind == "map":
+            counts = Counts(arrow.key_type, keeping=True)
         column = cls(value, shape, kind, Moments.empty(cells), counts, Hints.of(entry))
         if kind in ("text", "ragged"):
             column.examples = Examples(level_type(arrow) if kind == "text" else arrow)
@@ -86,6 +89,9 @@ class ColumnStatistics:
         """Adds the rows to keep of an array; returns their cells (b, c), or None for a column without such."""
         if self.order is None and pa.types.is_dictionary(self.type) and self.type.ordered:
             self.order = array.dictionary
+        if self.nature == "map":
+            self._weigh(array, name, first_row, keep)
+            return None
         array = plain(array) if self.counts is not None else array
         kept = array if keep is None else array.filter(pa.array(keep))
         if self.counts is not None:
@@ -123,6 +129,14 @@ class ColumnStatistics:
         kept = series if there.all() else series[np.flatnonzero(there)]
         self.moments.update(kept.values)
         self.sizes.update(kept.lengths[:, None].repeat(2, axis=1))
+
+    def _weigh(self, bags: Values, name: str, first_row: int, keep: Mask | None) -> None:
+        """Adds the items of bags, of which each has an item once."""
+        entries = read_entries(bags, self.type, name, first_row, self.hints.items)
+        there = np.ones(len(entries.rows), np.bool_) if keep is None else keep[entries.rows]
+        self.moments.update(entries.values[there][:, None])
+        if self.counts is not None:
+            self.counts.add(entries.keys.filter(pa.array(there)))
 
     def merge(self, other: ColumnStatistics) -> None:
         """Adds what another part of the rows held."""

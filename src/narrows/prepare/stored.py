@@ -18,7 +18,8 @@ from torch import Tensor
 
 from narrows.errors import ModelFileError, NarrowsError, SettingError
 from narrows.prepare.arrow import column_type
-from narrows.prepare.arrow_types import is_list, is_text, nature, parse_type
+from narrows.prepare.arrow_types import is_list, is_map, is_text, nature, parse_type
+from narrows.prepare.bags import Items
 from narrows.prepare.categories import Levels, levels_from_json, levels_to_json
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.learning import Layout, grid_of, possible_kinds
@@ -29,7 +30,8 @@ from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
 from narrows.prepare.words import FITTING
 from narrows.schema import Column, Schema
 
-MISSING_CELLS = 1 << 22  # largest shape believed of a column whose every value was missing: no tensor backs it
+MISSING_CELLS = 1 << 22  # most cells believed of a bag, or of a column that was all missing: no tensor backs them
+ROOMS: dict[type, str] = {Series: "series", Vocabulary: "texts", Items: "bags"}
 
 
 class StoredLevels(pydantic.BaseModel):
@@ -41,25 +43,26 @@ class StoredLevels(pydantic.BaseModel):
 
 
 class Facts(pydantic.BaseModel):
-    """The JSON half: the columns in order, and by name the levels of categories, the layouts of series and texts."""
+    """The JSON half: the columns in order, and by name the levels of categories, the layouts of other columns."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     columns: list[Column]
     levels: dict[str, StoredLevels]
     series: dict[str, Series] = {}
     texts: dict[str, Vocabulary] = {}
+    bags: dict[str, Items] = {}
 
 
 def to_stored(
     schema: Schema, layouts: Mapping[str, Layout], scaling: Scaling
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of a preparer's parts."""
-    facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, "series": {}, "texts": {}}
+    facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, **{room: {} for room in ROOMS.values()}}
     for name, layout in layouts.items():
         if isinstance(layout, Levels):
             facts["levels"][name] = {"values": levels_to_json(layout.values), "rest": layout.rest}
         else:
-            facts["series" if isinstance(layout, Series) else "texts"][name] = asdict(layout)
+            facts[ROOMS[type(layout)]][name] = asdict(layout)
     return facts, dict(scaling.state_dict())
 
 
@@ -76,7 +79,7 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
         for column in schema:
             _check_column(column)
         layouts = _checked_levels(schema, checked.levels) | _checked_series(schema, checked.series)
-        layouts |= _checked_texts(schema, checked.texts)
+        layouts |= _checked_texts(schema, checked.texts) | _checked_bags(schema, checked.bags)
         return schema, layouts, _checked_scaling(schema.dense, tensors)
     except (ModelFileError, SettingError):  # the latter where a library is not installed
         raise
@@ -125,6 +128,15 @@ def _checked_texts(schema: Schema, stored: Mapping[str, Vocabulary]) -> dict[str
     return dict(stored)
 
 
+def _checked_bags(schema: Schema, stored: Mapping[str, Items]) -> dict[str, Layout]:
+    _require(set(stored) == {c.name for c in schema if c.kind == "bag" and c.width}, "names of the bags")
+    for name, items in stored.items():
+        arrow = parse_type(schema[name].type)
+        _require(items.size == schema[name].width <= MISSING_CELLS and is_map(arrow), f"items of {name!r}")
+        items.check(arrow)
+    return dict(stored)
+
+
 def _words(error: Exception) -> str:
     """One line of what an error says."""
     if isinstance(error, pydantic.ValidationError):
@@ -159,6 +171,9 @@ def _check_column(column: Column) -> None:
     if column.kind in ("series", "audio"):  # further checked by what is known of the series
         inside = column.width == math.prod(column.grid) + column.side and column.side >= 0
         _require(not column.width or (inside and all(side > 0 for side in column.grid)), f"cells of {column.name!r}")
+        return
+    if column.kind == "bag":  # further checked by its items
+        _require(not column.grid and column.width >= 0, f"cells of {column.name!r}")
         return
     widths = {0, math.prod(column.shape)} if column.kind != "date" else {0, PARTS_WITHOUT_CLOCK, PARTS}
     fits = column.width in widths and column.grid == (grid_of(column) if column.width else ())
