@@ -157,7 +157,8 @@ class Sounds(Source):
         samples = np.concatenate(blocks)
         if sound.channels == self._channels:
             return samples
-        return samples.mean(axis=1, keepdims=True)
+        mixed: NDArray[np.float32] = samples.mean(axis=1, keepdims=True)
+        return mixed
 
     def _rows(self, place: int, values: NDArray[np.float32], first: int) -> pa.RecordBatch:
         """Rows of samples (rows, T, channels), the first of which is row `first` of the file."""
