@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all: written under another name in the same folder, flushed, then renamed.
+"""Files and folders that appear whole or not at all: written under another name in the same folder, then renamed.
 
-Costs one flush of the disk a file, and room for the old and the new file at once. Knows nothing of what is written.
+Costs one flush of the disk a file, and room for the old and the new file at once; of a folder the files are left to the
+system to flush, as a thousand flushes would take longer than the work. Knows nothing of what is written.
 """
 
 from __future__ import annotations
@@ -40,8 +41,68 @@ def atomic(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     temporary = _create_beside(target, path)
     try:
-        yield temporary
-        _put_in_place(temporary, target)
+        with _saying_full(path):
+            yield temporary
+            _put_in_place(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """As `atomic`, for a folder: the body gets an empty one to fill.
+
+    Raises:
+        NarrowsError: as `atomic`, and where a file or a folder that is not empty stands at `path`.
+    """
+    target = Path(os.path.realpath(path))
+    refuse_filled(path)
+    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}")
+    with _saying_why(path):
+        temporary.mkdir()
+    try:
+        with _saying_full(path):
+            yield temporary
+            if target.exists():
+                target.rmdir()  # not every system renames over an empty folder
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_filled(path: str | Path) -> None:
+    """Refuse a path where a file stands, or a folder that holds something.
+
+    Raises:
+        NarrowsError: saying which.
+    """
+    target = Path(os.path.realpath(path))
+    with _saying_why(path):
+        if target.exists() and not target.is_dir():
+            raise NarrowsError(f"cannot write the folder {path}: it is a file", hint="another name")
+        if target.is_dir() and any(target.iterdir()):
+            raise NarrowsError(f"cannot write the folder {path}: it is not empty", "a new or empty folder")
+
+
+def refuse_unwritable(path: str | Path) -> None:
+    """Find out now whether `atomic` could write a file, rather than after the work that it is to hold.
+
+    Raises:
+        NarrowsError: as `atomic`; an empty folder whose name has no suffix will do, as `atomic_folder` takes it.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir() and not target.suffix and target != target.parent:
+        refuse_filled(path)
+        target = target / "file"
+    _create_beside(target, path).unlink()
+
+
+@contextmanager
+def _saying_full(path: str | Path) -> Iterator[None]:
+    """Say in words that there is no space left."""
+    try:
+        yield
     except OSError as error:
         if error.errno in _FULL:
             raise _no_space(path) from error
@@ -51,23 +112,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if any(os.strerror(number) in str(error) for number in _FULL):
             raise _no_space(path) from error
         raise
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
-def refuse_unwritable(path: str | Path) -> None:
-    """Find out now whether `atomic` could write a file, rather than after the work that it is to hold.
-
-    Raises:
-        NarrowsError: as `atomic`.
-    """
-    _create_beside(Path(os.path.realpath(path)), path).unlink()
+@contextmanager
+def _saying_why(path: str | Path) -> Iterator[None]:
+    """Say in words why the system refuses to make something."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _no_space(path) from error
+        reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "another path"))
+        raise NarrowsError(f"cannot write {path}: {reason}", hint=hint) from error
 
 
 def _create_beside(target: Path, path: str | Path) -> Path:
     temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(6)}{target.suffix[-20:]}")
-    try:
+    with _saying_why(path):
         if target.exists() and not target.is_file():
             reason = "it is a folder" if target.is_dir() else "it is a device or pipe"
             raise NarrowsError(f"cannot write {path}: {reason}", "a file that can be replaced", "another name")
@@ -75,11 +136,6 @@ def _create_beside(target: Path, path: str | Path) -> Path:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         if target.exists():
             shutil.copymode(target, temporary)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _no_space(path) from error
-        reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "another path"))
-        raise NarrowsError(f"cannot write {path}: {reason}", hint=hint) from error
     return temporary
 
 

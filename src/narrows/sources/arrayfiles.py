@@ -49,7 +49,7 @@ def open_array_file(file: File, format: str, asked: Reading) -> Source:
     """
     with reading(file.name):
         if format == "npz":
-            return open_array(*_member(file, asked.array), asked)
+            return _open_npz(file, asked)
         raw = _bytes(file)
         if format == "npy":
             return open_array(_parse_npy(raw, file.name), file.name, asked)
@@ -65,21 +65,42 @@ def _bytes(file: File) -> NDArray[np.uint8]:
         return np.frombuffer(stream.read(), np.uint8)
 
 
-def _member(file: File, chosen: str | None) -> tuple[NDArray[Any], str]:
-    """The array of an .npz to read, and a name for it."""
+def _open_npz(file: File, asked: Reading) -> Source:
+    """The array of an .npz that is meant, or the sparse matrix that scipy.sparse.save_npz wrote into it."""
     with file.open() as opened, zipfile.ZipFile(opened) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if asked.array is None and {"format", "shape", "data"} <= set(names):
+            return _open_sparse(file, archive)
         usual = names if len(names) == 1 else [name for name in _NPZ_NAMES if name in names]
-        wanted = usual if chosen is None else [name for name in names if name == chosen]
+        wanted = usual if asked.array is None else [name for name in names if name == asked.array]
         if not wanted:
             found = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "") or "nothing"
-            want = f"the array {chosen!r}" if chosen else f"one array, or one called {', '.join(_NPZ_NAMES)}"
+            want = f"the array {asked.array!r}" if asked.array else f"one array, or one called {', '.join(_NPZ_NAMES)}"
             raise DataError(f"{file.name} holds {found}", want, "saying which: array= (--array)")
-        member = archive.namelist()[names.index(wanted[0])]
-        if archive.getinfo(member).flag_bits & 1:
-            raise DataError(f"{file.name} is encrypted", "a plain .npz")
-        name = f"{file.name}:{wanted[0]}"
-        return _parse_npy(np.frombuffer(archive.read(member), np.uint8), name), name
+        return open_array(_member(file, archive, wanted[0]), f"{file.name}:{wanted[0]}", asked)
+
+
+def _open_sparse(file: File, archive: zipfile.ZipFile) -> Source:
+    from narrows.sources.sparse import open_csr
+
+    form = _member(file, archive, "format")
+    if form.shape != () or str(form.astype(str)) != "csr":
+        hint = "scipy.sparse.save_npz(path, matrix.tocsr())"
+        raise DataError(f"{file.name} holds a sparse matrix of format {form.astype(str)}", "csr", hint)
+    indptr, indices, data, shape = (_member(file, archive, name) for name in ("indptr", "indices", "data", "shape"))
+    if shape.shape != (2,) or shape.dtype.kind not in "iu":
+        raise DataError(f"{file.name} says the shape {shape.tolist()}", "rows and items (n, I)")
+    return open_csr(indptr, indices, data, (int(shape[0]), int(shape[1])), file.name)
+
+
+def _member(file: File, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array of an .npz."""
+    member = next((entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") == name), None)
+    if member is None:
+        raise DataError(f"{file.name} holds no array {name!r}", hint="checking that the file is whole")
+    if member.flag_bits & 1:
+        raise DataError(f"{file.name} is encrypted", "a plain .npz")
+    return _parse_npy(np.frombuffer(archive.read(member), np.uint8), f"{file.name}:{name}")
 
 
 def _parse_npy(raw: NDArray[np.uint8], name: str) -> NDArray[Any]:

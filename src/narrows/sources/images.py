@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from narrows.errors import DataError, DataWarning
+from narrows.sources.arrays import flat
 from narrows.sources.paths import File
 from narrows.sources.pixels import Header, decoded, header_of, ignoring_pillow
 from narrows.sources.reading import Reading, field
@@ -106,9 +107,7 @@ class ImageSource(Source):
         return pixels
 
     def _rows(self, places: list[int], pixels: NDArray[np.uint8]) -> pa.RecordBatch:
-        # Not pa.array, which would import pandas wherever that is installed.
-        cells = pa.Array.from_buffers(pa.uint8(), pixels.size, [None, pa.py_buffer(pixels)])
-        storage = pa.FixedSizeListArray.from_arrays(cells, pixels[0].size)
+        storage = pa.FixedSizeListArray.from_arrays(flat(pixels), pixels[0].size)
         columns = [pa.ExtensionArray.from_storage(self._type, storage)]
         columns.append(pa.array([self._files[place].name for place in places], pa.string()))
         if self._labels:

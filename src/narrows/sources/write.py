@@ -1,13 +1,13 @@
-"""Record batches to a file: .parquet, .csv, .npy or .jsonl, streamed, and there whole or not at all.
+"""Record batches to a file: .parquet, .csv, .npy, .jsonl or .txt, streamed, and there whole or not at all.
 
 Parquet keeps every type. The others keep values: CSV and JSON lines flatten or nest tensor columns and write dates as
-text, .npy holds one array of numbers. In CSV, as in most CSV files, an empty text and a missing one look the same.
+text, .npy holds one array of numbers, .txt one text a line. In CSV, as in most CSV files, an empty text and a missing
+one look the same. Images, sounds and texts may also become a folder of files: see `writefiles`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from narrows.errors import DataError, SettingError
 from narrows.files import atomic
+from narrows.sources.plain import as_json, as_text, shape_of
+from narrows.sources.reading import modeled
 from narrows.sources.source import checked_names
 
 GROUP_ROWS = 131_072  # rows of a Parquet row group, the unit that a shuffle of the file moves about
@@ -30,20 +32,26 @@ def write_rows(path: str | Path, batches: Iterable[pa.RecordBatch], schema: pa.S
     """Write rows to a file whose suffix says the format, and return their number.
 
     Args:
-        path: ends in .parquet, .csv, .npy or .jsonl; a file there is replaced once all rows are written.
+        path: ends in .parquet, .csv, .npy, .jsonl or .txt; a file there is replaced once all rows are written. Without
+            a suffix it is a folder, to which each row's image, sound or text is written as a file.
         batches: of that schema; may be none.
         schema: a tensor column `x` becomes `x0`, `x1`, ... in CSV and nested lists in JSON lines. An .npy takes one
-            tensor column (n, *shape), or scalar columns of numbers (n, d); a missing number becomes NaN.
+            tensor column (n, *shape), or scalar columns of numbers (n, d); a missing number becomes NaN. A .txt takes
+            one column of texts without line breaks.
 
     Raises:
         SettingError: an unknown suffix.
         DataError: a type or value that the format cannot hold; nothing is left behind.
         NarrowsError: the file cannot be written, or there is no space left.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
-        raise SettingError(f"{path} ends in {suffix or 'no suffix'}", f"one of {', '.join(_WRITERS)}")
     checked_names(schema, str(path))
+    suffix = Path(path).suffix.lower()
+    if not suffix:
+        from narrows.sources.writefiles import write_files
+
+        return write_files(path, _checked(batches, schema), schema)
+    if suffix not in _WRITERS:
+        raise SettingError(f"{path} ends in {suffix}", f"one of {', '.join(_WRITERS)}, or a folder")
     with atomic(path) as temporary, temporary.open("wb") as file:
         return _WRITERS[suffix](file, _checked(batches, schema), schema)
 
@@ -101,19 +109,14 @@ def _write_csv(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa.Sch
     return count
 
 
-def _shape(field: pa.Field) -> tuple[int, ...] | None:
-    """The shape of one value of a tensor column; None for other columns."""
-    return tuple(field.type.shape) if isinstance(field.type, pa.FixedShapeTensorType) else None
-
-
 def _flat_names(field: pa.Field) -> list[str]:
-    shape = _shape(field)
+    shape = shape_of(field)
     return [field.name] if shape is None else [f"{field.name}{i}" for i in range(int(np.prod(shape)))]
 
 
 def _flattened(field: pa.Field, column: pa.Array) -> list[pa.Array]:
     """The cells of a tensor column as columns of their own."""
-    shape = _shape(field)
+    shape = shape_of(field)
     return [column] if shape is None else [pc.list_element(column.storage, i) for i in range(int(np.prod(shape)))]
 
 
@@ -128,7 +131,7 @@ def _text(name: str, column: pa.Array) -> pa.Array:
         return pc.replace_substring_regex(texts, r"^(-?\d+)$", r"\1.0")
     if pa.types.is_duration(kind):
         return column.cast(pa.int64()).cast(pa.string())
-    return _quoted(_as_text(name, column))
+    return _quoted(as_text(name, column))
 
 
 def _quoted(texts: pa.Array) -> pa.Array:
@@ -155,7 +158,7 @@ def _write_npy(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa.Sch
 
 def _array_type(schema: pa.Schema) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape of a row and dtype of the one array that holds all columns."""
-    shapes = [_shape(field) for field in schema]
+    shapes = [shape_of(field) for field in schema]
     types = [
         field.type if shape is None else field.type.value_type for field, shape in zip(schema, shapes, strict=True)
     ]
@@ -177,7 +180,7 @@ def _block(batch: pa.RecordBatch, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _numbers(field: pa.Field, column: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
-    shape = _shape(field)
+    shape = shape_of(field)
     values = column if shape is None else column.storage.flatten()
     if (column.null_count or values.null_count) and dtype.kind != "f":
         hint = "a .parquet file, or a column of floats"
@@ -193,7 +196,7 @@ def _numbers(field: pa.Field, column: pa.Array, dtype: np.dtype[Any]) -> NDArray
 def _write_jsonl(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
     count = 0
     for batch in batches:
-        columns = [_plain(field, column) for field, column in zip(schema, batch.columns, strict=True)]
+        columns = [as_json(field, column) for field, column in zip(schema, batch.columns, strict=True)]
         for row in zip(*columns, strict=True):
             cells = dict(zip(schema.names, row, strict=True))
             file.write(json.dumps(cells, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
@@ -201,48 +204,21 @@ def _write_jsonl(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa.S
     return count
 
 
-def _plain(field: pa.Field, column: pa.Array) -> list[Any]:
-    """Cells as JSON can hold them; NaN is null, as it means the same."""
-    shape = _shape(field)
-    if shape is not None:
-        flat = _plain(pa.field(field.name, field.type.value_type), column.storage.flatten())
-        size = int(np.prod(shape))
-        rows = iter([_nested(flat[i : i + size], shape) for i in range(0, len(flat), size)])
-        return [next(rows) if known else None for known in column.is_valid().to_pylist()]
-    column = column.dictionary_decode() if pa.types.is_dictionary(field.type) else column
-    kind = column.type
-    if pa.types.is_floating(kind):
-        return _finite_or_none(field.name, column)
-    if pa.types.is_duration(kind):
-        return list(column.cast(pa.int64()).to_pylist())
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
-        return list(column.to_pylist())
-    return list(_as_text(field.name, column).to_pylist())
-
-
-def _finite_or_none(name: str, column: pa.Array) -> list[float | None]:
-    values = [None if value is None or math.isnan(value) else value for value in column.to_pylist()]
-    if any(value is not None and math.isinf(value) for value in values):
-        raise DataError(f"column {name!r} has an infinite value, which JSON cannot hold", hint="a .parquet file")
-    return values
-
-
-def _nested(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    if len(shape) == 1:
-        return flat
-    step = len(flat) // shape[0]
-    return [_nested(flat[i : i + step], shape[1:]) for i in range(0, len(flat), step)]
-
-
-def _as_text(name: str, column: pa.Array) -> pa.Array:
-    try:
-        texts = column.cast(pa.string())
-    except pa.ArrowException as error:
-        raise DataError(f"column {name!r} of type {column.type} cannot be text", hint="a .parquet file") from error
-    # Instead of failing, Arrow writes these words where the years have more than five digits.
-    if pa.types.is_temporal(column.type) and pc.any(pc.starts_with(texts, "<value out of range")).as_py():
-        raise DataError(f"column {name!r} has dates that texts cannot tell", hint="a .parquet file")
-    return texts
+def _write_txt(file: BinaryIO, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
+    texts = [
+        field for field in modeled(schema) if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    if len(texts) != 1 or len(modeled(schema)) != 1:
+        raise DataError(f"columns {_said(schema)} in a .txt file", "one column of texts", ".csv or .jsonl")
+    count = 0
+    for batch in batches:
+        for text in batch.column(texts[0].name).to_pylist():
+            if text and ("\n" in text or "\r" in text):
+                got = f"row {count + 1}: a text of several lines in a .txt file"
+                raise DataError(got, "a line for each text", ".jsonl, or a folder with a file for each text")
+            file.write(f"{text or ''}\n".encode())
+            count += 1
+    return count
 
 
 _WRITERS: dict[str, Callable[[BinaryIO, Iterator[pa.RecordBatch], pa.Schema], int]] = {
@@ -250,4 +226,5 @@ _WRITERS: dict[str, Callable[[BinaryIO, Iterator[pa.RecordBatch], pa.Schema], in
     ".csv": _write_csv,
     ".npy": _write_npy,
     ".jsonl": _write_jsonl,
+    ".txt": _write_txt,
 }
