@@ -83,12 +83,12 @@ class Moments:
         self.whole = self.whole & other.whole
 
     def first(self, cells: int) -> Moments:
-        """Of the first cells alone; of all but the last ones where negative."""
+        """Of the first cells alone."""
         return Moments(**{name: values[:cells] for name, values in vars(self).items()})
 
-    def last(self, cells: int) -> Moments:
-        """Of the last cells alone."""
-        return Moments(**{name: values[-cells:] for name, values in vars(self).items()})
+    def split(self, cells: int) -> tuple[Moments, Moments]:
+        """Of the first cells, and of the others."""
+        return self.first(cells), Moments(**{name: values[cells:] for name, values in vars(self).items()})
 
     def pooled(self, groups: int) -> Moments:
         """Of groups of cells taken together: cell i belongs to group i % groups, as the channels of series do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
@@ -57,8 +58,8 @@ class Outliers:
         """What to say of a prepared value of a cell that is out of range."""
         if column.kind == "date":
             return "has dates far outside those of training: kept, not clipped"
-        if column.kind == "series" and column.side:
-            return "has series unlike any of training in level, spread or length: kept, not clipped"
+        if column.kind in ("series", "audio") and column.width != prod(column.shape or (0,)):  # no plain values
+            return "has rows far outside those of training in level, spread or length: kept, not clipped"
         row = torch.zeros(1, len(self._floor))
         row[0, cell] = value
         raw, (low, high) = float(self.scaling.inverse(row)[0, cell]), self._raw_range()[:, cell].tolist()

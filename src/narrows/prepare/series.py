@@ -1,6 +1,6 @@
 """Series and sounds to raw cells and back: windows of one length, or whole series of any length.
 
-    list or tensor -> (B, T, ch), NaN where missing or behind the end -> cells (B, T * ch) and side cells
+    list or tensor -> (B, T, ch), NaN where missing or behind the end [-> spectra] -> cells of a grid, side cells
 
 One center and scale for each channel keeps a series' shape; with `own` each row has its own, which are then side cells:
 its mean and the logarithm of its spread in each channel. A ragged series has its length as first side cell, and is cut
@@ -20,12 +20,14 @@ from narrows.errors import DataError
 from narrows.prepare.arrow import Cells, Floats, Values, read_tensors, refuse_infinite, write_tensors
 from narrows.prepare.arrow_types import Type, is_list
 from narrows.prepare.moments import Moments
-from narrows.prepare.ragged import Ragged, channels_of, read_lists, refuse_ragged, write_lists
+from narrows.prepare.ragged import Ragged, channels_of, number_of, read_lists, refuse_ragged, write_lists
+from narrows.prepare.spectra import Spectra
 from narrows.prepare.statistics import ColumnStatistics
 from narrows.prepare.transforms import Plan, plan_numbers
 
 LONGEST = 65_536  # steps of a ragged series: a row of more does not suit any network, and all rows are as long
 PADDED_CELLS = 1 << 20  # sampled rows are padded a few at a time
+USUAL_RATE = 8000  # samples per second of a sound whose source does not tell
 FLAT = 1e-3  # least spread of a row, per median spread of training: what varies less is taken for constant
 
 
@@ -40,6 +42,8 @@ class Series:
         ragged: whether rows have lengths of their own.
         names: of the channels in the data, where known.
         floor: (ch,) least spread of a row, for `own`; empty otherwise.
+        spectra: how sounds become spectra, where that is the transform.
+        unit: what a spectrum takes for full loudness: that of the whole numbers of a sound file, or 1.
     """
 
     transform: str
@@ -48,10 +52,14 @@ class Series:
     ragged: bool = False
     names: tuple[str, ...] = ()
     floor: tuple[float, ...] = ()
+    spectra: Spectra | None = None
+    unit: float = 1.0
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Positions and channels of the cells."""
+        """Positions of the cells, and cells of each: steps and channels, or frames and the bins of all channels."""
+        if self.spectra is not None:
+            return self.spectra.frames(self.steps), self.spectra.bins * self.channels
         return self.steps, self.channels
 
     @property
@@ -85,7 +93,25 @@ class Series:
             mean, spread = self.scales(waves)
             waves = (waves - mean[:, None]) / spread[:, None]
             sides += [mean, np.log(spread)]
+        if self.spectra is not None:
+            waves = self._heard(self.spectra, waves, lengths)
         return np.concatenate([waves.reshape(len(waves), -1), *sides], axis=1)
+
+    def _heard(self, spectra: Spectra, waves: Floats, lengths: Floats | None) -> Floats:
+        """(B, frames, bins of all channels) spectra; NaN behind the end of a sound, and where it is missing."""
+        parts = [spectra.forward(waves[:, :, channel] / self.unit) for channel in range(self.channels)]
+        heard = np.concatenate(parts, axis=2).astype(np.float64)
+        heard[np.isnan(waves).all(axis=(1, 2))] = np.nan
+        if lengths is not None:
+            ends = -(-np.nan_to_num(lengths) // spectra.hop) + 1
+            heard[np.arange(heard.shape[1]) >= ends[:, None]] = np.nan
+        return heard
+
+    def _sounding(self, spectra: Spectra, heard: Floats) -> Floats:
+        """(B, T, ch) sounds that have these spectra."""
+        parts = np.split(heard, self.channels, axis=2)
+        sounds = np.stack([spectra.inverse(part, self.steps) for part in parts], axis=2)
+        return sounds.astype(np.float64) * self.unit
 
     def scales(self, waves: Floats) -> tuple[Floats, Floats]:
         """(B, ch) each row's own mean and spread in each channel; NaN where it has no values."""
@@ -100,10 +126,12 @@ class Series:
     def waves(self, cells: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Series (B, T, ch) of raw cells (B, width), and their lengths (B,)."""
         grid, side = np.split(cells, [cells.shape[1] - self.side], axis=1)
-        waves = grid.reshape(-1, self.steps, self.channels)
+        waves = grid.reshape(-1, *self.grid)
         if self.transform == "own":
             mean, spread = np.split(side[:, int(self.ragged) :, None].transpose(0, 2, 1), 2, axis=2)
             waves = waves * np.exp(np.clip(spread, -700, 700)) + mean
+        if self.spectra is not None:
+            waves = self._sounding(self.spectra, waves)
         lengths = side[:, 0] if self.ragged else np.full(len(cells), float(self.steps))
         return waves, np.rint(np.clip(lengths, 0, self.steps)).astype(np.int64)
 
@@ -126,7 +154,7 @@ class SeriesBlock:
 
     def __init__(self, series: Series, values: Cells | Ragged) -> None:
         self.series, self.values = series, values
-        self.shape = (len(values), series.steps * series.channels + series.side)
+        self.shape = (len(values), series.grid[0] * series.grid[1] + series.side)
 
     @property
     def cut(self) -> int:
@@ -166,24 +194,25 @@ def with_floor(series: Series, sampled: SeriesBlock) -> Series:
     return replace(series, floor=tuple(float(np.clip(FLAT * spread, 1e-300, 1e300)) for spread in typical))
 
 
-def plan_series(series: Series, channels: Moments, lengths: Moments, sampled: SeriesBlock) -> Plan:
+def plan_series(series: Series, moments: Moments, lengths: Moments, sampled: SeriesBlock) -> Plan:
     """One center and scale for all steps of each channel, and one for each side cell.
 
     Args:
         series: how the cells lie.
-        channels: moments of each channel over all steps.
+        moments: of each channel over all steps.
         lengths: moments of the lengths.
         sampled: some rows, for what only whole rows show: their own means and spreads.
     """
-    if series.transform == "own":
+    positions, channels = series.grid
+    if series.transform in ("own", "spectra"):
         units = Moments.empty(sampled.shape[1])
         for rows in sampled.slices():
             units.update(sampled[rows])
-        grid = _plan(units.first(-series.side).pooled(series.channels), "none")
-        return grid.tiled(series.steps).beside(_plan(units.last(series.side), "standardize"))
-    plan = (_plan_wave(channels) if series.transform == "wave" else _plan(channels, series.transform)).tiled(
-        series.steps
-    )
+        inner, side = units.split(positions * channels)
+        grid = _plan(inner.pooled(channels), "none" if series.transform == "own" else "standardize")
+        return grid.tiled(positions).beside(_plan(side, "standardize"))
+    grid = _plan_wave(moments) if series.transform == "wave" else _plan(moments, series.transform)
+    plan = grid.tiled(positions)
     return plan.beside(_plan(lengths, "standardize")) if series.ragged else plan
 
 
@@ -204,11 +233,18 @@ def series_of(name: str, column: ColumnStatistics, transform: str) -> Series:
     Raises:
         DataError: where a series is too long to be one row.
     """
+    names = column.hints.names
     if column.nature == "tensor":
         steps, channels = (*column.shape, 1)[:2]
-        return Series(transform, steps, channels, names=column.hints.names)
-    steps = int(np.nan_to_num(column.sizes.high[0]))
-    if steps > LONGEST:
-        got = f"column {name!r} has a series of {steps:,} steps"
-        raise DataError(got, f"at most {LONGEST:,}: every row becomes as long as the longest", "window=")
-    return Series(transform, steps, len(column.moments.mean), ragged=True, names=column.hints.names)
+        series = Series(transform, steps, channels, names=names)
+    else:
+        steps = int(np.nan_to_num(column.sizes.high[0]))
+        if steps > LONGEST:
+            got = f"column {name!r} has a series of {steps:,} steps"
+            raise DataError(got, f"at most {LONGEST:,}: every row becomes as long as the longest", "window=")
+        series = Series(transform, steps, len(column.moments.mean), ragged=True, names=names)
+    if transform != "spectra":
+        return series
+    number = number_of(column.type) if series.ragged else column.type
+    whole = number.bit_width if pa.types.is_integer(number) else 1
+    return replace(series, spectra=Spectra.of_rate(column.hints.rate or USUAL_RATE), unit=2.0 ** (whole - 1))

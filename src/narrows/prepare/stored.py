@@ -111,6 +111,7 @@ def _checked_series(schema: Schema, stored: Mapping[str, Series]) -> dict[str, L
         column, arrow = schema[name], parse_type(schema[name].type)
         counts = series.steps > 0 and series.channels > 0 and series.transform in FITTING[column.kind]
         floor = (0, series.channels)[series.transform == "own"]
+        counts = counts and (series.transform == "spectra") == (series.spectra is not None) and series.unit > 0
         counts = counts and len(series.floor) == floor and all(0 < least < math.inf for least in series.floor)
         _require(counts and column.grid == series.grid and column.side == series.side, f"steps of {name!r}")
         ragged = is_list(arrow) and channels_of(arrow) == series.channels
