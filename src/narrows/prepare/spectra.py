@@ -99,7 +99,7 @@ class Spectra:
             consistent = self._transformed(self._wave(waves, samples))
             hurried = consistent + np.float32(_MOMENTUM) * (consistent - before)
             hurried /= np.maximum(np.abs(hurried), np.float32(_TINY))
-            waves = hurried * magnitudes
+            np.multiply(hurried, magnitudes, out=waves)
             before = consistent
         return self._wave(waves, samples)
 
