@@ -28,9 +28,10 @@ from narrows.schema import Batch
 from narrows.sources.source import open_source
 from narrows.tasks import baseline as baselines
 from narrows.tasks.baseline import Baseline, learn_baseline
-from narrows.tasks.evaluate import as_floats, evaluate
+from narrows.tasks.evaluate import evaluate
 from narrows.tasks.figures import figure
 from narrows.tasks.keep import Keep
+from narrows.tasks.values import as_floats
 from small_models import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::narrows.errors.FitWarning")

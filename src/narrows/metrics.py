@@ -7,6 +7,7 @@ Knows arrays only: nothing of schemas, units or files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp, log
 
 import numpy as np
 import numpy.typing as npt
@@ -65,3 +66,18 @@ def explained(squares: Floats, spread: Spread) -> float:
         return float("nan")
     error, total = float(squares.sum()), float(spread.squares.sum())
     return 1.0 - error / total if total > 0 else float(error == 0)
+
+
+def bits(nats: float, tokens: int) -> float:
+    """Bits a token, of what all of them cost in nats; NaN where there were none."""
+    return nats / log(2) / tokens if tokens else float("nan")
+
+
+def perplexity(nats: float, items: float) -> float:
+    """Perplexity an item: among how many equally likely items each was, as it were; NaN where there were none.
+
+    Args:
+        nats: minus the sum of counts times log shares.
+        items: sum of the counts.
+    """
+    return exp(min(nats / items, 700.0)) if items > 0 else float("nan")

@@ -21,7 +21,7 @@ from narrows.report.charts import overlay
 from narrows.report.gather import Seen
 from narrows.report.pixels import as_image, data_uri
 from narrows.schema import Column
-from narrows.tasks.evaluate import as_floats
+from narrows.tasks.values import as_floats
 from narrows.tasks.figures import figure
 
 COLUMNS = 16  # table columns side by side: more are only scrolled past

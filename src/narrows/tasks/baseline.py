@@ -1,33 +1,33 @@
 """The yardstick: PCA with as many components as the model's code has numbers, over the same prepared cells.
 
 It is learnt in one pass from the training rows and kept in the model as the part `baseline`, so that rows evaluated
-later are as new to it as they are to the model. What PCA sees of a row: its numbers, then every category one-hot over
-its known levels, holes filled with the mean. Up to 2,048 such features it is exact: products in float32 block by block,
-added up in float64. Wider rows would need matrices beyond reason: they get randomized PCA (Halko, Martinsson & Tropp
-2011) of an even sample of at most 10,000 rows, fewer where those would take more than 256 MB.
+later are as new to it as they are to the model. Up to 2,048 features (see `features`) it is exact; wider rows get
+randomized PCA of an even sample of at most 10,000 rows, fewer where those would take more than 256 MB.
+
+Texts are none of PCA's business: theirs is the unigram, how often each token came in training. Bags have both: PCA of
+their counts, read as shares of a bag and mixed with a little of the unigram, so that no item is ruled out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from narrows.errors import ModelFileError
 from narrows.fitted import Model, Part
-from narrows.model.embed import one_hot
 from narrows.schema import Batch, Schema
 from narrows.sources.source import Source
-from narrows.tasks.keep import Keep
+from narrows.tasks.features import category_levels, category_places, features, features_of, in_blocks, seen_features
+from narrows.tasks.principal import fit_exactly, fit_sample
+from narrows.tasks.shares import Unigram, as_shares, by_column, unigram_size
 
 PART = "baseline"
 EXACT = 2_048  # features up to which the scatter matrix is kept whole
-SAMPLE = 10_000  # rows for randomized PCA beyond
-VALUES = 2**26  # numbers that such a sample may have
 BLOCK = 8_192  # rows of a float32 product
+MIXED = 0.1  # of the unigram in PCA's shares of a bag
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,15 @@ class Baseline:
         mean: (F,) mean of each feature.
         components: (k, F) orthonormal directions.
         origin: which rows it was learnt from, in words.
+        unigram: (U,) share of each token of the texts and each item of the bags, column by column; models without
+            such columns have none.
     """
 
     schema: Schema
     mean: Tensor
     components: Tensor
     origin: str
+    unigram: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def size(self) -> int:
@@ -56,24 +59,48 @@ class Baseline:
         """Whether there are as many components as features, so that nothing is left out."""
         return self.size >= len(self.mean)
 
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """The unigrams by column."""
+        return by_column(self.schema, self.unigram)
+
     def cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Numbers (B, N) and codes (B, M) as PCA gives the rows back, as `Model.cells` does."""
+        """Numbers (B, N) and codes (B, M) as PCA gives the rows back, as `Model.cells` does; tokens are unknown.
+
+        Args:
+            batch: rows whose bags are written out.
+        """
         centered = features(batch, self.schema) - self.mean
         seen = seen_features(batch, self.schema)
         if seen is not None:
             centered = centered.masked_fill(~seen, 0.0)
-        return self._split(self.mean + (centered @ self.components.T) @ self.components)
+        numbers, codes = self._split(self.mean + (centered @ self.components.T) @ self.components)
+        for name, unigram in self._bags():
+            span = self.schema.spans[name]
+            numbers[:, span] = (1 - MIXED) * as_shares(numbers[:, span]) + MIXED * unigram
+        return numbers, codes
 
     def typical(self) -> tuple[Tensor, Tensor]:
-        """The one row (1, N), (1, M) that stands for all: mean numbers, most frequent levels."""
-        return self._split(self.mean.unsqueeze(0))
+        """The one row (1, N), (1, M) that stands for all: mean numbers and shares, most frequent levels and tokens."""
+        numbers, codes = self._split(self.mean.unsqueeze(0).clone())
+        for column in self.schema:
+            span = self.schema.spans[column.name]
+            if column.kind == "tokens" and column.cells:
+                start = span.start - self.schema.numbers
+                codes[:, start : start + column.cells] = self.shares[column.name][: column.levels].argmax()
+        for name, unigram in self._bags():
+            numbers[:, self.schema.spans[name]] = unigram
+        return numbers, codes
+
+    def _bags(self) -> list[tuple[str, Tensor]]:
+        return [(name, shares) for name, shares in self.shares.items() if self.schema[name].kind == "bag"]
 
     def _split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         numbers, hot = values[:, : self.schema.numbers], values[:, self.schema.numbers :]
-        modes = (
-            [levels.argmax(1) for levels in torch.split(hot, list(self.schema.levels), dim=1)] if hot.shape[1] else []
-        )
-        codes = torch.stack(modes, dim=1) if modes else torch.zeros(len(values), 0, dtype=torch.long)
+        codes = torch.tensor(self.schema.levels, dtype=torch.long).expand(len(values), -1).clone()
+        if hot.shape[1]:
+            parts = torch.split(hot, category_levels(self.schema), dim=1)
+            codes[:, category_places(self.schema)] = torch.stack([levels.argmax(1) for levels in parts], dim=1)
         return numbers, codes
 
     @classmethod
@@ -87,143 +114,46 @@ class Baseline:
         if part is None:
             part = learn_baseline(model, (batch for _, batch in model.batches(source)))
             origin = "the evaluated rows"
-        _check(part, features_of(model.schema), model.code_size)
-        return cls(model.schema, part.tensors["mean"], part.tensors["components"], origin)
+        _check(part, model.schema, model.code_size)
+        return cls(model.schema, origin=origin, **part.tensors)
 
 
 def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
-    """The part `baseline`: PCA of `model.code_size` components, fewer where rows or features are.
+    """The part `baseline`: PCA of `model.code_size` components, fewer where rows or features are; and unigrams.
 
     Args:
         model: for its schema and the size of its code.
         batches: the training rows, each once, in any order.
     """
     schema = model.schema
-    width = features_of(schema)
-    blocks = (batch[start : start + BLOCK] for batch in batches for start in range(0, len(batch), BLOCK))
-    fit = _fit_exactly if width <= EXACT else _fit_sample
-    rows, mean, components = fit(schema, width, model.code_size, blocks)
+    unigram = Unigram(schema)
+    fit = fit_exactly if features_of(schema) <= EXACT else fit_sample
+    rows, mean, components = fit(schema, model.code_size, _counted(batches, schema, unigram))
     facts = {"components": len(components), "rows": rows}
-    return Part(facts, {"mean": mean.float(), "components": components.float().contiguous()})
+    tensors = {"mean": mean.float(), "components": components.float().contiguous()}
+    # models of format 1 know neither texts nor bags, and have no unigram
+    return Part(facts, tensors | ({"unigram": unigram.shares()} if unigram_size(schema) else {}))
 
 
-def _check(part: Part, width: int, code: int) -> None:
-    """Refuse a part that holds anything but a mean (F,) and at most `code` components (k, F), finite float32."""
+def _counted(batches: Iterator[Batch], schema: Schema, unigram: Unigram) -> Iterator[Batch]:
+    """The rows block by block, counted on their way."""
+    for batch in batches:
+        for block in in_blocks(batch, schema, BLOCK):
+            unigram.add(block)
+            yield block
+
+
+def _check(part: Part, schema: Schema, code: int) -> None:
+    """Refuse a part that holds anything but what `learn_baseline` gives: finite float32, shares above 0."""
+    width, size = features_of(schema), unigram_size(schema)
     shapes = {name: tuple(tensor.shape) for name, tensor in part.tensors.items()}
     rows = shapes.get("components", (code + 1,))[:1]
-    if shapes != {"mean": (width,), "components": (*rows, width)} or rows > (code,):
-        wanted = f"a mean of {width:,} features, and at most {code} components of as many"
-        raise ModelFileError(f"part {PART} of the model with tensors of shapes {shapes}", wanted)
+    wanted = {"mean": (width,), "components": (*rows, width)} | ({"unigram": (size,)} if size else {})
+    if shapes != wanted or rows > (code,):
+        text = f"a mean of {width:,} features, at most {code} components of as many, and {size:,} shares"
+        raise ModelFileError(f"part {PART} of the model with tensors of shapes {shapes}", text)
     for name, tensor in part.tensors.items():
         if tensor.dtype != torch.float32 or not tensor.isfinite().all():
             raise ModelFileError(f"part {PART} of the model: {name} ({tensor.dtype})", "finite float32 numbers")
-
-
-def features_of(schema: Schema) -> int:
-    """F, what PCA sees of a row: its numbers, and a feature for each known level."""
-    return schema.numbers + sum(schema.levels)
-
-
-def features(batch: Batch, schema: Schema) -> Tensor:
-    """(B, F) numbers, then each category one-hot; a level that is not known is no level at all."""
-    if not schema.levels:
-        return batch.numbers
-    sizes = torch.tensor(schema.levels)
-    known = batch.codes < sizes
-    if batch.seen is not None:
-        known = known & batch.seen[:, schema.numbers :]
-    hot = one_hot(batch.codes, known, sizes.cumsum(0) - sizes, sum(schema.levels))
-    return torch.cat([batch.numbers, hot], dim=1)
-
-
-def seen_features(batch: Batch, schema: Schema) -> Tensor | None:
-    """(B, F) which features were seen; None where all were."""
-    if batch.seen is None or bool(batch.seen.all()):
-        return None
-    levels = torch.tensor(schema.levels, dtype=torch.long)
-    numbers, codes = batch.seen[:, : schema.numbers], batch.seen[:, schema.numbers :]
-    return torch.cat([numbers, codes.repeat_interleave(levels, dim=1)], dim=1)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Sums over rows from which the scatter of mean-filled rows follows exactly, whatever cells are missing.
-
-    Args:
-        rows: how many.
-        count: (F,) rows in which the feature was seen.
-        mean: (F,) over those.
-        scatter: (F, F) sums of products of deviations, 0 where unseen.
-        cross: (F, F) sums of deviations of i where j was seen.
-        pairs: (F, F) rows in which both were seen.
-    """
-
-    rows: int
-    count: Tensor
-    mean: Tensor
-    scatter: Tensor
-    cross: Tensor
-    pairs: Tensor
-
-    @classmethod
-    def of(cls, values: Tensor, seen: Tensor | None) -> _Moments:
-        """The moments of (B, F) values."""
-        rows, width = values.shape
-        if seen is None:
-            mean = values.mean(0, dtype=torch.float64)
-            deviations = values - mean.float()
-            count = torch.full((width,), float(rows), dtype=torch.float64)
-            nothing, whole = torch.zeros(1, 1, dtype=torch.float64), count[:1, None]
-            scatter = (deviations.T @ deviations).double()
-            return cls(rows, count, mean, scatter, nothing.expand(width, width), whole.expand(width, width))
-        count = seen.sum(0).double()
-        mean = values.masked_fill(~seen, 0.0).sum(0, dtype=torch.float64) / count.clamp(min=1.0)
-        deviations, flags = (values - mean.float()).masked_fill(~seen, 0.0), seen.float()
-        products = [deviations.T @ deviations, deviations.T @ flags, flags.T @ flags]
-        return cls(rows, count, mean, *(product.double() for product in products))
-
-    def __add__(self, other: _Moments) -> _Moments:
-        count = self.count + other.count
-        mean = (self.count * self.mean + other.count * other.mean) / count.clamp(min=1.0)
-        sums = [a + b for a, b in zip(self._around(mean), other._around(mean), strict=True)]
-        return _Moments(self.rows + other.rows, count, mean, *sums)
-
-    def _around(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three sums with deviations taken from another mean."""
-        shift = self.mean - mean
-        tilt = self.cross * shift
-        scatter = self.scatter + tilt + tilt.T + torch.outer(shift, shift) * self.pairs
-        return scatter, self.cross + shift.unsqueeze(1) * self.pairs, self.pairs
-
-
-def _fit_exactly(schema: Schema, width: int, size: int, blocks: Iterator[Batch]) -> tuple[int, Tensor, Tensor]:
-    """Rows, mean (F,) and components (k, F) from the eigenvectors of the scatter matrix."""
-    total: _Moments | None = None
-    for block in blocks:
-        moments = _Moments.of(features(block, schema), seen_features(block, schema))
-        total = moments if total is None else total + moments
-    if total is None:
-        return 0, torch.zeros(width), torch.zeros(0, width)
-    vectors = torch.linalg.eigh(total.scatter).eigenvectors
-    return total.rows, total.mean, vectors.flip(1)[:, : min(size, total.rows)].T
-
-
-def _fit_sample(schema: Schema, width: int, size: int, blocks: Iterator[Batch]) -> tuple[int, Tensor, Tensor]:
-    """The same by randomized PCA of an even sample."""
-    from sklearn.decomposition import PCA
-
-    draws = torch.Generator().manual_seed(0)
-    kept = Keep(max(min(SAMPLE, VALUES // width), 4 * size))
-    for block in blocks:
-        keys = torch.rand(len(block), generator=draws, dtype=torch.float64)
-        kept.offer(keys, {"numbers": block.numbers, "codes": block.codes, "seen": block.mask()})
-    if not kept.rows:
-        return 0, torch.zeros(width), torch.zeros(0, width)
-    sample = Batch(kept.rows["numbers"], kept.rows["codes"], kept.rows["seen"])
-    values, seen = features(sample, schema), seen_features(sample, schema)
-    if seen is not None:
-        mean = values.masked_fill(~seen, 0.0).sum(0) / seen.sum(0).clamp(min=1)
-        values = torch.where(seen, values, mean)
-    pca = PCA(min(size, *values.shape), svd_solver="randomized", random_state=0).fit(values.numpy())
-    as_tensor = [torch.from_numpy(np.asarray(array)) for array in (pca.mean_, pca.components_)]
-    return len(sample), as_tensor[0], as_tensor[1]
+    if size and not part.tensors["unigram"].min() > 0:
+        raise ModelFileError(f"part {PART} of the model: a unigram with shares of 0 or less", "shares above 0")

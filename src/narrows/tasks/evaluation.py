@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite, isnan, nan
+from math import isfinite, isnan, nan, prod
 from typing import TYPE_CHECKING, Any
 
 from narrows.tasks.figures import NONE, figure
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 GUESSES = ("model", "pca", "mean")
 NAME = 48  # characters of a column's name in a table
+TEXTS = 3  # columns of texts that a verdict on other columns names
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ class ColumnErrors:
     Args:
         name: of the column.
         kind: of the column.
-        measure: `rmse` in the column's own units, or `wrong`: the share of rows with another category.
-        unit: of the errors, where it is not that of the values: days, hours or seconds.
-        seen: cells compared.
-        errors: of model, PCA and mean. "Mean" is the mean of the prepared numbers, or the most frequent level.
-        r2: 1 - squared error / squared deviation from the evaluated cells' own means; NaN for categories.
+        measure: `rmse`; `wrong`, the share of rows with another category; `bits` a token of a text, of which the model
+            knows those before where its decoder reads them; `perplexity` an item of a bag, whose total is given.
+        unit: of the errors, where it is not that of the values: days, hours or seconds; `std`, training deviations, of
+            ragged series, series scaled row by row and spectra (`range` where these lie in [0, 1]); of bits: character,
+            byte, word or token, the end mark of a text being one.
+        seen: cells compared; of bags the items that rows hold.
+        errors: of model, PCA and mean. "Mean" is the mean of the prepared numbers, the most frequent level, or the
+            unigram: the share of each token or item in training. PCA does not read texts.
+        r2: 1 - squared error / squared deviation from the evaluated cells' own means; NaN but for numbers.
         shape: of one value; `()` for a scalar.
         cells: guess -> RMSE of each cell of an array column, flat.
+        wrong: of a text: share of tokens that come back as others from the code alone, at the same place.
     """
 
     name: str
@@ -50,6 +56,28 @@ class ColumnErrors:
     r2: float = nan
     shape: tuple[int, ...] = ()
     cells: dict[str, list[float]] = field(default_factory=dict)
+    wrong: Errors = field(default_factory=Errors)
+
+    @property
+    def words(self) -> str:
+        """What is measured, in words."""
+        named = {"rmse": f"RMSE {self.unit}".strip(), "bits": f"bits a {self.unit}"}
+        return named.get(self.measure, self.measure)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one comparison that a verdict rests on.
+
+    Args:
+        words: what is compared, such as "squared error per row".
+        errors: of model, PCA and mean; PCA's is NaN where there are only texts.
+        usual: what the mean is called.
+    """
+
+    words: str
+    errors: Errors
+    usual: str = "the mean"
 
 
 @dataclass(frozen=True)
@@ -67,7 +95,9 @@ class Evaluation:
         baseline: which rows PCA and mean were learnt from.
         columns: errors of each.
         total: squared error a row in prepared units: summed over the numbers of a row (pixels in [0, 1], standardized
-            columns), plus 2 for each wrong category, the squared distance of two one-hot codes.
+            columns), plus 2 for each wrong category, the squared distance of two one-hot codes. Shares of a bag are
+            compared as counts, times the row's own total. Texts are left out, since PCA does not read them: NaN where
+            there is nothing else.
         loss: the model's own loss a row, in nats for likelihoods, by part; `reconstruction` is that of the cells.
         held: that loss on rows held out from training, where the model tells it.
     """
@@ -92,23 +122,45 @@ class Evaluation:
         return f"{self._comparison} {caution}".rstrip()
 
     @property
+    def headline(self) -> Headline:
+        """Squared error, where rows are more than texts or bags; else bits a token, or perplexity an item."""
+        told = [column for column in self.columns if column.seen]
+        for measure, words in (("bits", "bits"), ("perplexity", "perplexity")):
+            if told and all(column.measure == measure for column in told):
+                units = {column.unit for column in told}
+                unit = units.pop() if len(units) == 1 else "token"
+                return Headline(f"{words} per {unit}", _pooled(told), "the unigram")
+        return Headline("squared error per row", self.total)
+
+    @property
     def _comparison(self) -> str:
-        ours, pca, mean = self.total.model, self.total.pca, self.total.mean
-        figures = f"squared error per row {figure(ours)} against {figure(pca)}"
-        components = f"{self.components} component{'' if self.components == 1 else 's'}"
+        """The headline, and what texts add to it that stand beside other columns."""
         if not self.seen:
             return "Every cell of these rows is missing: there is nothing to compare."
-        if ours == 0:
+        exact = self.total.model == 0 or isnan(self.total.model)
+        if exact and all(column.wrong.model == 0 for column in self.columns if column.measure == "bits"):
             return "Every row came back exactly."
+        texts = [c for c in self.columns if c.measure == "bits" and c.seen] if self.total.model >= 0 else []
+        beside = "; ".join(f"{_short(c.name)} {_against(c.words, c.errors, 'the unigram')}" for c in texts[:TEXTS])
+        return f"{self._verdict} {beside[:1].upper()}{beside[1:]}{'.' if beside else ''}".rstrip()
+
+    @property
+    def _verdict(self) -> str:
+        headline = self.headline
+        ours, pca, mean = headline.errors.model, headline.errors.pca, headline.errors.mean
+        figures = f"{headline.words} {figure(ours)} against {figure(pca)}"
+        components = f"{self.components} component{'' if self.components == 1 else 's'}"
         if not ours < mean and mean > 0:
             return (
-                f"No better than the mean: squared error per row {figure(ours)} against {figure(mean)}; "
+                f"No better than {headline.usual}: {headline.words} {figure(ours)} against {figure(mean)}; "
                 f"try more epochs, a lower learning rate or a larger code."
             )
+        if isnan(pca):
+            return f"Better than the unigram: {headline.words} {figure(ours)} against {figure(mean)}."
         if self.lossless:
             return (
-                f"A code of {self.code} is as wide as the data, so PCA of that size loses nothing; the model's squared "
-                f"error per row is {figure(ours)}, the mean's {figure(mean)}."
+                f"A code of {self.code} is as wide as the data, so PCA of that size loses nothing; the model's "
+                f"{headline.words} is {figure(ours)}, {headline.usual}'s {figure(mean)}."
             )
         if self.linear and ours < 1.05 * pca:
             return f"As good as PCA of {components}, the best a linear model can be: {figures}."
@@ -134,6 +186,7 @@ class Evaluation:
                 "seen": c.seen,
                 "r2": _known(c.r2),
                 **_by_guess(c.errors),
+                **({"wrong": _by_guess(c.wrong)} if c.measure == "bits" else {}),
                 **({"cells": {name: list(map(_known, cells)) for name, cells in c.cells.items()}} if c.cells else {}),
             }
             for c in self.columns
@@ -174,9 +227,12 @@ class Evaluation:
             table.add_column(heading, justify="right", no_wrap=True)
         for column in shown:
             r2 = "" if isnan(column.r2) else f"{column.r2:.3f}" if column.r2 > -1000 else figure(column.r2)
-            table.add_row(Text(_short(column.name)), _measure(column), *_marked(column.errors, column.measure), r2)
-        table.add_section()
-        table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
+            table.add_row(Text(_short(column.name)), column.words, *_marked(column.errors, column.measure), r2)
+            if column.measure == "bits":
+                table.add_row("", "wrong", *_marked(column.wrong, "wrong"), "")
+        if not isnan(self.total.model):
+            table.add_section()
+            table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
         return table
 
 
@@ -197,14 +253,29 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
-def _measure(column: ColumnErrors) -> str:
-    return "wrong" if column.measure == "wrong" else f"RMSE {column.unit}".strip()
+def _pooled(columns: list[ColumnErrors]) -> Errors:
+    """The mean over columns of one measure, each counted by its cells; of perplexities the geometric one."""
+    if len(columns) == 1:
+        return columns[0].errors
+    weights = [column.seen / sum(other.seen for other in columns) for column in columns]
+    geometric = columns[0].measure == "perplexity"
+
+    def pooled(name: str) -> float:
+        values: list[float] = [getattr(column.errors, name) for column in columns]
+        pairs = list(zip(values, weights, strict=True))
+        return prod(value**weight for value, weight in pairs) if geometric else sum(v * weight for v, weight in pairs)
+
+    return Errors(*(pooled(name) for name in GUESSES))
+
+
+def _against(words: str, errors: Errors, usual: str) -> str:
+    return f"{figure(errors.model)} {words} against {figure(errors.mean)} of {usual}"
 
 
 def _marked(errors: Errors, measure: str) -> list[str]:
     """The three figures, the lower of model and PCA in bold."""
     cells = [figure(getattr(errors, name), measure) for name in GUESSES]
-    best = 0 if errors.model <= errors.pca else 1
+    best = 1 if errors.pca < errors.model else 0
     return [f"[bold]{cell}[/]" if i == best and cell != NONE else cell for i, cell in enumerate(cells)]
 
 
