@@ -263,9 +263,8 @@ def _numbers(column: pa.Array, width: int, dtype: np.dtype[Any]) -> NDArray[Any]
     """(rows, width) values of a column, NaN where missing."""
     storage = column.storage if isinstance(column, pa.ExtensionArray) else column
     matrix = pa.types.is_fixed_size_list(storage.type)
-    flat = storage.flatten() if matrix else storage
-    flat = flat.cast(pa.from_numpy_dtype(dtype), safe=False).fill_null(float("nan"))
-    values = np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, width)
+    numbers = (storage.flatten() if matrix else storage).cast(pa.from_numpy_dtype(dtype), safe=False)
+    values = np.asarray(numbers.to_numpy(zero_copy_only=False)).reshape(-1, width)  # missing ones as NaN
     if not (matrix and storage.null_count):
         return values
     out = np.full((len(storage), width), np.nan, dtype)
