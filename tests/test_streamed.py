@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.errors import DataError
+from narrows.errors import DataError, DataWarning
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
@@ -25,6 +26,7 @@ from narrows.sources.source import Source, numbered, open_source
 from narrows.sources.split import Split
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is read from:narrows.errors.DataWarning")
 
 
 class Pieces(Source):
@@ -136,7 +138,7 @@ def test_closing_early_leaves_no_thread_and_reads_no_further(taken):
 
 
 def test_at_most_one_window_is_read_ahead():
-    source = Pieces([10_000])
+    source = Pieces([900])
     batches = streamed(source, window=70, batch=70).epoch(0)
     for number in range(1, 11):
         next(batches)
@@ -170,11 +172,22 @@ def test_an_error_of_the_consumer_ends_the_thread():
     assert not readers()
 
 
+def test_rows_that_are_read_in_order_are_warned_of():
+    with pytest.warns(DataWarning, match=r"pieces is read from one place.*windows of 50;.*reshard"):
+        streamed(Pieces([801]), window=50)
+    with pytest.warns(DataWarning, match="read from 3 places"):
+        streamed(Pieces([400, 2, 401]), window=50)
+    with warnings.catch_warnings(action="error"):
+        streamed(Pieces([800]), window=50)
+        streamed(Pieces([400] * 4), window=50)
+        Streamed(Shuffle(Pieces([900]), None, 0, 50), PREPARER, 10, None, CPU)
+
+
 SCRIPT = """
     import sys, signal, threading, time, os
     sys.path.insert(0, {tests!r})
     from test_streamed import Pieces, streamed
-    batches = streamed(Pieces([100_000], pause=0.001)).epoch(0)
+    batches = streamed(Pieces([10_000] * 4, pause=0.001)).epoch(0)
     next(batches)
     {ending}
 """

@@ -11,6 +11,7 @@ all rows. The thread takes turns with training on the machine's cores, and knows
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -19,9 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from narrows.errors import DataWarning
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch
 from narrows.sources.shuffle import Shuffle
+
+FEW_LANES, MANY_WINDOWS = 4, 16  # from where on rows that are read in order are worth a warning
 
 
 class _Window(NamedTuple):
@@ -51,6 +55,11 @@ class Streamed:
     ) -> None:
         self.shuffle, self.preparer, self.batch_size = shuffle, preparer, batch_size
         self.rows, self.device = rows, device
+        if shuffle.lanes < FEW_LANES and (rows or 0) > MANY_WINDOWS * shuffle.window:
+            places = "one place" if shuffle.lanes == 1 else f"{shuffle.lanes} places"
+            text = f"{shuffle.source.name} is read from {places} at a time, so rows change places only within windows"
+            hint = "if they are sorted by anything, try `narrows reshard`: small row groups are read in any order"
+            warnings.warn(f"{text} of {shuffle.window:,}; {hint}", DataWarning, stacklevel=4)
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches of an epoch; a position is that of the window they stand in, and the batch within it.

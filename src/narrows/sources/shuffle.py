@@ -67,12 +67,17 @@ class Shuffle:
     def __init__(self, source: Source, split: Split | None, seed: int, window: int) -> None:
         if window < 1:
             raise SettingError(f"a shuffle window of {window} rows", "at least 1")
-        self._source, self._split, self._seed, self._window = source, split, seed, window
+        self.source, self._split, self._seed, self.window = source, split, seed, window
         most = max(1, min(SIDE_BY_SIDE, _OPEN_BYTES // source.open_bytes))
         rounds = max(1, -(-len(source.pieces) // most))
         # rounds alike: a short last one would end the epoch on rows of few pieces, and training would forget the rest
         self._lanes = max(1, -(-len(source.pieces) // rounds))
         self._block = -(-window // self._lanes)
+
+    @property
+    def lanes(self) -> int:
+        """Pieces that are read side by side."""
+        return self._lanes
 
     def parts(
         self, epoch: int, position: Mapping[str, int] | None = None
@@ -89,7 +94,7 @@ class Shuffle:
         """
         number = position["windows"] if position else 0
         start = _Place(*(position[name] for name in _Place._fields)) if position else _Place()
-        order = _permutation(len(self._source.pieces), self._seed, epoch)
+        order = _permutation(len(self.source.pieces), self._seed, epoch)
         part, count = _Part(), 0
         for place, row_id, rows in self._blocks(order, start):
             kept = self._kept(rows, row_id)
@@ -97,10 +102,10 @@ class Shuffle:
                 if part.full:
                     yield part.rows(), None
                     part = _Part()
-                taken, kept = kept[: self._window - count], kept[self._window - count :]
+                taken, kept = kept[: self.window - count], kept[self.window - count :]
                 part.add(rows, taken)
                 count += len(taken)
-                if count == self._window:
+                if count == self.window:
                     number += 1
                     behind = place._replace(rows=place.rows + int(taken[-1]) + 1)
                     yield part.rows(), self._end(epoch, number, count, behind)
@@ -120,10 +125,10 @@ class Shuffle:
     def _blocks(self, order: NDArray[np.intp], start: _Place) -> Iterator[tuple[_Place, int, pa.RecordBatch]]:
         """All rows from a place on, as (place, id of the first row, rows of one block)."""
         for pieces in range(start.pieces, len(order), self._lanes):
-            opened = [self._source.pieces[place] for place in order[pieces : pieces + self._lanes]]
+            opened = [self.source.pieces[place] for place in order[pieces : pieces + self._lanes]]
             block, first = (start.block, start.rows) if pieces == start.pieces else (0, 0)
             lanes = [
-                _Lane(self._source.read(piece, self._row_of(lane, block, first, len(opened))))
+                _Lane(self.source.read(piece, self._row_of(lane, block, first, len(opened))))
                 for lane, piece in enumerate(opened)
             ]
             while any(lane.open for lane in lanes):
