@@ -104,11 +104,11 @@ def _missing(column: pa.Array) -> NDArray[np.bool_]:
 
 
 def _key_type(table: Source, name: str) -> pa.DataType:
-    """int64 for whole numbers, else text."""
+    """int64 for whole numbers (uint64 as it is, as hashes often are), else text."""
     kind = table.schema.field(name).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_integer(value):
-        return pa.int64()
+        return value if pa.types.is_uint64(value) else pa.int64()
     if pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value):
         return pa.string()
     raise DataError(f"{table.name} column {name!r} is {kind}", "whole numbers or texts, in every row")
