@@ -154,6 +154,8 @@ def test_shapes_finite_values_and_a_gradient_for_every_weight(recipe, schema, ne
     for _ in range(3):
         module(batch).total().backward()
     idle = [name for name, w in module.named_parameters() if w.numel() and (w.grad is None or not bool(w.grad.any()))]
+    if net.kind == "transformer" and schema.cells == 1:  # of a single position there is nothing to choose
+        idle = [name for name in idle if "asked" not in name and "queries" not in name]
     assert not idle
     assert all(bool(w.grad.isfinite().all()) for w in module.parameters() if w.grad is not None)
     module.eval()

@@ -10,6 +10,7 @@ were seen. Variants are other parts in the slots; nothing subclasses `Autoencode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -127,10 +128,11 @@ class AutoencoderModule(nn.Module):
         embed = self.embed
         if not isinstance(embed, GridEmbed):
             return []
-        return [
-            lambda outputs, i=i, column=column: embed.feed(i, self.likelihood.at_position(column, outputs.float()))
-            for i, column in enumerate(embed.columns)
-        ]
+
+        def feed(index: int, outputs: Tensor) -> Tensor:
+            return embed.feed(index, self.likelihood.at_position(embed.columns[index], outputs.float()))
+
+        return [partial(feed, index) for index in range(len(embed.columns))]
 
     @property
     def device(self) -> torch.device:

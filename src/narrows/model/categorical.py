@@ -84,7 +84,7 @@ class _Padded(nn.Module):
     def log_chances(self, outputs: Tensor) -> Tensor:
         """(..., B, m, widest): log probability of each level, minus infinity in the padding."""
         if self.alike:
-            return outputs.unflatten(-1, self.alike).log_softmax(-1)
+            return outputs.view(*outputs.shape[:-1], *self.alike).log_softmax(-1)
         return F.pad(outputs, (0, 1), value=float("-inf"))[..., self.index].log_softmax(-1)
 
     def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every c
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -31,7 +32,7 @@ from narrows.schema import Batch, Column, Schema
 Words = str | dict[str, str]
 FIXED = re.compile(r"gaussian\(([0-9.]+(?:e-?[0-9]+)?)\)")
 ALIASES = {"bce": "bernoulli", "nb": "negative_binomial"}
-SIMPLE = {"bernoulli": Bernoulli, "poisson": Poisson, "multinomial": Multinomial}
+SIMPLE: dict[str, Callable[[], NumberFamily]] = {"bernoulli": Bernoulli, "poisson": Poisson, "multinomial": Multinomial}
 COUNTS = ("poisson", "negative_binomial")
 WORDS = "auto, mse, gaussian, gaussian(0.1), bernoulli (bce), poisson, negative_binomial (nb) or multinomial"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from markupsafe import Markup
 
 from narrows.fitted import Model
 from narrows.model.building import choose_networks
+from narrows.model.embed import Embed
 from narrows.model.recipes import Recipe
 from narrows.networks.fused import Fused
 from narrows.report.cells import View, drawing, worst_cells
@@ -90,7 +92,8 @@ def layers(model: Model) -> str:
         return f"{read}, then {code:,} and back"
     network = model.network.dense
     network = replace(network, hidden=(), decoder=()) if model.recipe.slots().linear else network
-    down, up = network.widths(module.embed.width, code, code, module.likelihood.width)
+    inputs = cast(Embed, module.embed).width
+    down, up = network.widths(inputs, code, code, module.likelihood.width)
     return " \N{RIGHTWARDS ARROW} ".join(f"{width:,}" for width in (*down, *up[1:]))
 
 
