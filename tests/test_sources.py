@@ -20,7 +20,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,7 +193,6 @@ def test_categories_of_polars_can_be_decoded_written_and_read(kind, tmp_path):
         (np.zeros((2, 0)), "no columns"),
         (np.zeros((2, 2), complex), "complex128.*imaginary"),
         (np.zeros((2, 2, 2), object), "object"),
-        (scipy.sparse.eye(3).tocsr(), "sparse matrix"),
         (pd.Series([1]), "Series"),
         (pa.chunked_array([[1]]), "ChunkedArray"),
         (pa.array([1]), "Int64Array"),

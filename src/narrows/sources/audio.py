@@ -20,9 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from narrows.errors import DataError, DataWarning, SettingError
-from narrows.sources import paths
 from narrows.sources.arrays import flat
 from narrows.sources.images import labels_of
+from narrows.sources.paths import File, reading
 from narrows.sources.reading import Reading, field
 from narrows.sources.source import BATCH_BYTES, PIECE_BITS, Source, numbered
 
@@ -36,13 +36,13 @@ _MERGED_BYTES = 1 << 20  # short sounds travel together
 class Sound:
     """A sound file and what its header says: samples of each channel, channels, and samples per second."""
 
-    file: paths.File
+    file: File
     samples: int
     channels: int
     rate: int
 
 
-def open_sounds(files: Sequence[paths.File], reading: Reading) -> Source:
+def open_sounds(files: Sequence[File], reading: Reading) -> Source:
     """One source of sound files: column `sound` of kind audio, with its rate.
 
     Without a window a row is a file, a list of samples (of several channels: lists of them); with one, a row is
@@ -218,7 +218,7 @@ class Sounds(Source):
             _warn_left_out(count, len(self._sounds), min(self._broken))
 
 
-def _header(file: paths.File, strict: bool) -> Sound | DataError:
+def _header(file: File, strict: bool) -> Sound | DataError:
     """What the header of a file says, or what is wrong with it."""
     try:
         with _opened(file) as opened:
@@ -233,13 +233,13 @@ def _header(file: paths.File, strict: bool) -> Sound | DataError:
 
 
 @contextmanager
-def _opened(file: paths.File) -> Iterator[Any]:
+def _opened(file: File) -> Iterator[Any]:
     """A file opened by soundfile; whatever goes wrong with it is a DataError that names it."""
     try:
         soundfile = importlib.import_module("soundfile")
     except (ImportError, OSError) as error:  # OSError where libsndfile itself is missing
         raise SettingError("sounds, without soundfile", hint="pip install 'narrows[audio]'") from error
-    with paths.reading(file.name), file.open() as raw:
+    with reading(file.name), file.open() as raw:
         try:
             with soundfile.SoundFile(raw) as opened:
                 yield opened

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from narrows.errors import DataError
-from narrows.sources import paths
 from narrows.sources.arrays import flat
+from narrows.sources.paths import File
 from narrows.sources.reading import Reading, field
 from narrows.sources.source import Source, numbered, row_in_piece
 from narrows.sources.sparse import BagSource, Rows
@@ -121,7 +121,7 @@ def _unified(batches: list[pa.Array]) -> tuple[NDArray[np.int32], pa.Array]:
     return np.concatenate(numbers), chunks[-1].dictionary
 
 
-def open_lists(files: list[paths.File], reading: Reading) -> Source:
+def open_lists(files: list[File], reading: Reading) -> Source:
     """A row for each line of `user item item ...`: `items`, a bag of numbers that count 1 each, and `user` aside.
 
     Raises:
@@ -133,7 +133,7 @@ def open_lists(files: list[paths.File], reading: Reading) -> Source:
 class Lists(Source):
     """Files of lists; a piece is a file, read from its beginning each time."""
 
-    def __init__(self, files: list[paths.File]) -> None:
+    def __init__(self, files: list[File]) -> None:
         self._files = files
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         bags = field("items", pa.map_(pa.int64(), pa.float32()), kind="bag")
@@ -148,7 +148,7 @@ class Lists(Source):
         """See `Source.read`."""
         return numbered(piece, skip, self._batches(self._files[piece], skip))
 
-    def _batches(self, file: paths.File, skip: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, file: File, skip: int) -> Iterator[pa.RecordBatch]:
         for lines, texts in split_lines(file, skip):
             words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
             lengths = np.asarray(pc.list_value_length(words).to_numpy(zero_copy_only=False))
@@ -165,7 +165,7 @@ class Lists(Source):
             yield pa.RecordBatch.from_arrays([column, users], schema=self.schema)
 
 
-def _whole_numbers(words: pa.Array, file: paths.File, lines: NDArray[np.int64]) -> NDArray[np.int64]:
+def _whole_numbers(words: pa.Array, file: File, lines: NDArray[np.int64]) -> NDArray[np.int64]:
     """Items as numbers; `lines` are those that the words stand in."""
     wrong = ~np.asarray(
         pc.match_substring_regex(words, r"^[0-9]{1,18}$").to_numpy(zero_copy_only=False), dtype=np.bool_

@@ -15,15 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from narrows.errors import DataError
-from narrows.sources import paths
 from narrows.sources.arrays import flat
+from narrows.sources.paths import File, reading
 from narrows.sources.reading import Reading, field
 from narrows.sources.source import BATCH_BYTES, BATCH_ROWS, Source, numbered
 
 _BLOCK_BYTES = 1 << 20
 
 
-def open_text(files: list[paths.File], reading: Reading) -> Source:
+def open_text(files: list[File], reading: Reading) -> Source:
     """Texts of files, plain or compressed: column `text` of kind tokens.
 
     Without a window a row is a line without its line end, and `line` stands aside (from 1, as editors count); blank
@@ -40,7 +40,7 @@ def open_text(files: list[paths.File], reading: Reading) -> Source:
 class Texts(Source):
     """Text files; see `open_text`."""
 
-    def __init__(self, files: list[paths.File], reading: Reading) -> None:
+    def __init__(self, files: list[File], reading: Reading) -> None:
         self._files, self._window, self._stride = files, reading.window, reading.stride or reading.window
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         place = "line" if reading.window is None else "start"
@@ -56,7 +56,7 @@ class Texts(Source):
         """See `Source.read`."""
         return numbered(piece, skip, self._batches(self._files[piece], skip))
 
-    def _batches(self, file: paths.File, skip: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, file: File, skip: int) -> Iterator[pa.RecordBatch]:
         if self._window is None or self._stride is None:
             rows = split_lines(file, skip)
         else:
@@ -66,7 +66,7 @@ class Texts(Source):
             yield pa.RecordBatch.from_arrays([texts, flat(places), *path], schema=self.schema)
 
 
-def split_lines(file: paths.File, skip: int = 0) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+def split_lines(file: File, skip: int = 0) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
     """The lines of a file that are not blank, without the first `skip` of them: their numbers from 1, and texts.
 
     Raises:
@@ -83,7 +83,7 @@ def split_lines(file: paths.File, skip: int = 0) -> Iterator[tuple[NDArray[np.in
             yield np.array([place for place, _ in kept], dtype=np.int64), pa.array(texts, pa.string())
 
 
-def _lines(file: paths.File) -> Iterator[list[str]]:
+def _lines(file: File) -> Iterator[list[str]]:
     """All lines, a block at a time; only `\\n` ends one."""
     rest: list[str] = []  # parts of a line that has not ended yet
     for text in _decoded(file):
@@ -95,7 +95,7 @@ def _lines(file: paths.File) -> Iterator[list[str]]:
     yield ["".join(rest)]
 
 
-def _cut(file: paths.File, window: int, stride: int, skip: int) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+def _cut(file: File, window: int, stride: int, skip: int) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
     """Pieces of a text, without the first `skip` of them: the characters before each, and the characters."""
     step = max(1, min(BATCH_ROWS, BATCH_BYTES // window))
     text, base, start = "", 0, skip * stride  # the characters from `base` on; where the next piece starts
@@ -112,10 +112,10 @@ def _cut(file: paths.File, window: int, stride: int, skip: int) -> Iterator[tupl
         yield np.array([start]), pa.array([text], pa.string())
 
 
-def _decoded(file: paths.File) -> Iterator[str]:
+def _decoded(file: File) -> Iterator[str]:
     """The characters of a file, about a megabyte at a time, without a byte order mark."""
     rest, offset, line = b"", 0, 1
-    with paths.reading(file.name), file.stream() as stream:
+    with reading(file.name), file.stream() as stream:
         for number in count():
             block = stream.read(_BLOCK_BYTES)
             data = rest + block
