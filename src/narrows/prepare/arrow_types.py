@@ -135,6 +135,17 @@ def parse_type(text: str) -> Type:
     return pa.type_for_alias(text)
 
 
+def canonical(arrow: Type) -> Type:
+    """The type without what `parse_type` does not read: names and nullability of the fields within lists and maps."""
+    if is_map(arrow):
+        return pa.map_(arrow.key_type, arrow.item_type)
+    if not is_list(arrow):
+        return arrow
+    inner = arrow.value_type
+    inner = pa.list_(inner.value_type, inner.list_size) if pa.types.is_fixed_size_list(inner) else inner
+    return pa.large_list(inner) if pa.types.is_large_list(arrow) else pa.list_(inner)
+
+
 def level_type(arrow: Type) -> Type:
     """The type in which the levels of a column are counted, looked up and stored: one for all kinds of text."""
     if pa.types.is_dictionary(arrow):

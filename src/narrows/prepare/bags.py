@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from narrows.errors import DataError
-from narrows.prepare.arrow import Floats, Values, cast_all, place, plain, to_dtype
+from narrows.prepare.arrow import Floats, Values, place, plain, to_dtype
 from narrows.prepare.arrow_types import Type, is_map, is_text, level_type
 from narrows.prepare.categories import Codes, found_in, surprising
 from narrows.schema import Sparse
@@ -169,7 +169,7 @@ def read_entries(array: Values, trained: Type, column: str, first_row: int = 0, 
             raise DataError(f"column {column!r} came as {array.type}", f"{trained}, as in training")
         return _words(plain(array))
     rows, at = _places(array)
-    keys = cast_all(array.keys.take(at), level_type(trained.key_type), column, f"{trained}, as in training", first_row)
+    keys = _keys(array.keys.take(at), trained, column)
     values = np.asarray(array.items.take(at).cast(pa.float64()).to_numpy(zero_copy_only=False))
     bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if len(bad):
@@ -183,6 +183,14 @@ def read_entries(array: Values, trained: Type, column: str, first_row: int = 0, 
         if there.all()
         else Entries(rows[there], keys.filter(pa.array(there)), values[there])
     )
+
+
+def _keys(keys: Values, trained: Type, column: str) -> Values:
+    """The items in the type of training."""
+    try:
+        return plain(keys).cast(level_type(trained.key_type))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"column {column!r}: {error}", f"{trained}, as in training") from error
 
 
 def _refuse_beyond(keys: Codes, rows: Places, numbered: int, column: str, first_row: int) -> None:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from narrows.errors import DataError, DataWarning, SettingError
-from narrows.prepare.arrow import Values
-from narrows.prepare.arrow_types import Nature, is_text, level_type
+from narrows.prepare.arrow import Cells, Values
+from narrows.prepare.arrow_types import Nature, canonical, is_text, level_type
 from narrows.prepare.bags import WORDS, Items, Tally, learn_items, tally_words
 from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
@@ -104,7 +104,7 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     if word and word not in FITTING.get(kind, ()):
         known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
         raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)
-    entry = Column(name, kind, str(column.type), column.shape, holes=column.missing > 0)
+    entry = Column(name, kind, str(canonical(column.type)), column.shape, holes=column.missing > 0)
     if _without_values(column, statistics.rows):
         return Learnt(_filled(entry, width=0))
     if not (wish or column.hints.kind) and column.nature == "text" and _differs_in_every_row(column):
@@ -250,7 +250,7 @@ def _plan(name: str, kind: Kind, statistics: Statistics, transform: str | None) 
         timeless = moments.low[5] == moments.high[5] == 0 and moments.low[6] == 1
         return plan_date(moments.first(PARTS_WITHOUT_CLOCK if timeless else PARTS))
     if kind == "count":
-        _require_counts(name, column)
+        _require_counts(name, column, statistics.sample.cells(name) if column.sampled else np.zeros((0, 1)))
         return plan_numbers(moments, np.zeros((0, 0)), "none")
     in_bytes = bool(pa.types.is_uint8(column.type))
     if kind == "image" or (transform is None and len(column.shape) == 1 and (in_bytes or _fractions(column))):
@@ -259,12 +259,13 @@ def _plan(name: str, kind: Kind, statistics: Statistics, transform: str | None) 
     return plan_numbers(moments, sample, transform)
 
 
-def _require_counts(name: str, column: ColumnStatistics) -> None:
+def _require_counts(name: str, column: ColumnStatistics, sample: Cells) -> None:
     """Checks that all values are whole numbers from 0 up, few enough for float32."""
-    moments = column.moments
-    low, high = float(np.nanmin(moments.low)), float(np.nanmax(moments.high))
-    if low < 0 or high > LIMIT or not moments.whole.all():
-        got = f"a value of {low:.6g}" if low < 0 else f"a value of {high:.6g}" if high > LIMIT else "fractions"
+    low, high = float(np.nanmin(column.moments.low)), float(np.nanmax(column.moments.high))
+    if low < 0 or high > LIMIT or not column.moments.whole.all():
+        fractions = sample[~np.isnan(sample) & (sample != np.rint(sample))]
+        bad = low if low < 0 else high if high > LIMIT else fractions[0] if len(fractions) else None
+        got = "values that are not whole" if bad is None else f"a value of {bad:.9g}"
         got = f"column {name!r} cannot be of kind 'count': it has {got}"
         raise SettingError(got, f"whole numbers from 0 to {LIMIT:,.0f}", "kind 'number'")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,7 @@ from narrows.sources.reading import field
 # Cells scaled at once: float64 blocks that fit a core's cache, and one less than makes torch share an operation among
 # threads, whose waiting for each other cost up to 100 times the work on a busy machine.
 CHUNK_CELLS = (1 << 15) - 1
+L = TypeVar("L")
 FEWEST_ROWS = 64  # rows written at once at least: each column of each chunk costs some microseconds
 
 
@@ -62,13 +63,12 @@ class Preparer:
     def __init__(self, schema: Schema, layouts: Mapping[str, Layout], scaling: Scaling) -> None:
         self.schema, self.layouts, self.scaling = schema, dict(layouts), scaling
         self._types: list[Type] = [parse_type(column.type) for column in schema]
+        self._type = dict(zip(schema.names, self._types, strict=True))
         pairs = zip(schema, self._types, strict=True)
         self._natures = {c.name: nature(column_type(arrow, c.shape), c.name) for c, arrow in pairs}
         self._warned: set[str | None] = set()
-        self._levels = {name: layout for name, layout in layouts.items() if isinstance(layout, Levels)}
-        self._series = {name: layout for name, layout in layouts.items() if isinstance(layout, Series)}
-        self._texts = {name: layout for name, layout in layouts.items() if isinstance(layout, Vocabulary)}
-        self._bags = {name: layout for name, layout in layouts.items() if isinstance(layout, Items)}
+        self._levels, self._series = _only(Levels, layouts), _only(Series, layouts)
+        self._texts, self._bags = _only(Vocabulary, layouts), _only(Items, layouts)
         self._outliers = Outliers(schema, scaling)
         self._numbers = [column for column in schema if column.width and column.kind != "bag"]
 
@@ -174,7 +174,7 @@ class Preparer:
                 text = f"{block.cut} of {len(array)} series are longer than the {series.steps} steps of training: cut"
                 self._warn(column.name, f"column {column.name!r}: {text}")
             return block
-        cells = read_block(array, self._natures[column.name], parse_type(column.type), column.name, first_row)
+        cells = read_block(array, self._natures[column.name], self._type[column.name], column.name, first_row)
         refuse_infinite(cells, column.name, first_row)
         if column.kind == "count":
             refuse_uncountable(cells, column.name, first_row)
@@ -205,7 +205,7 @@ class Preparer:
 
     def _bag(self, column: Column, array: Values, first_row: int) -> Sparse:
         """The cells of a bag."""
-        bag, dropped = self._bags[column.name].read(array, parse_type(column.type), column.name, first_row)
+        bag, dropped = self._bags[column.name].read(array, self._type[column.name], column.name, first_row)
         if dropped:
             self._warn(
                 column.name, f"column {column.name!r}: {dropped:,} entries of items unknown in training: dropped"
@@ -216,6 +216,7 @@ class Preparer:
         """Raw blocks to prepared numbers and to which are there (None: all), some rows at a time."""
         width = sum(block.shape[1] for block in blocks)
         numbers, seen = torch.empty(rows, width), None
+        written = numbers.numpy()
         step = max(1, CHUNK_CELLS // max(1, width))
         raw = np.empty((min(step, rows), width))
         for start in range(0, rows, step) if width else ():
@@ -225,9 +226,8 @@ class Preparer:
             for block in blocks:
                 part[:, at : at + block.shape[1]] = block[here]
                 at += block.shape[1]
-            numbers[here] = self.scaling(torch.from_numpy(part))
-            missing = np.isnan(part)
-            if missing.any():
+            missing = self.scaling.write(part, written[here])
+            if missing is not None:
                 seen = torch.ones(rows, width, dtype=torch.bool) if seen is None else seen
                 seen[here] = torch.from_numpy(~missing)
         return numbers, seen
@@ -283,6 +283,11 @@ class Preparer:
         if column.kind == "count":
             cells = np.rint(np.maximum(cells, 0))
         return write_tensors(cells, arrow, column.shape) if column.shape else write_numbers(cells[:, 0], arrow)
+
+
+def _only(sort: type[L], layouts: Mapping[str, Layout]) -> dict[str, L]:
+    """The layouts of one sort."""
+    return {name: layout for name, layout in layouts.items() if isinstance(layout, sort)}
 
 
 def _joined(numbers: Tensor, present: Tensor | None, coded: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:

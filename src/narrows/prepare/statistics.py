@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from narrows.errors import DataError
 from narrows.prepare.arrow import Cells, Values, plain, read_numbers, read_tensors, refuse_infinite, value_type
-from narrows.prepare.arrow_types import Nature, Type, level_type, nature
+from narrows.prepare.arrow_types import Nature, Type, is_text, level_type, nature
 from narrows.prepare.bags import read_entries
 from narrows.prepare.categories import Counts, levels_to_json
 from narrows.prepare.dates import PARTS, read_dates
@@ -76,7 +76,7 @@ class ColumnStatistics:
         if kind == "map":
             counts = Counts(arrow.key_type, keeping=True)
         column = cls(value, shape, kind, Moments.empty(cells), counts, Hints.of(entry))
-        if kind in ("text", "ragged"):
+        if kind == "ragged" or (kind == "text" and is_text(level_type(arrow))):
             column.examples = Examples(level_type(arrow) if kind == "text" else arrow)
         return column
 
@@ -101,10 +101,10 @@ class ColumnStatistics:
             self.examples.update(ids if keep is None else ids[keep], kept)
         if self.nature in ("text", "empty", "ragged"):
             self.missing += kept.null_count
-            if self.nature == "text":
-                self._measure(kept)
-            elif self.nature == "ragged":
+            if self.nature == "ragged":
                 self._follow(read_lists(array), name, first_row, keep)
+            elif self.examples is not None:
+                self._measure(kept)
             return None
         block = read_block(array, self.nature, self.type, name, first_row)
         refuse_infinite(block, name, first_row)
