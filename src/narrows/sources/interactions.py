@@ -5,9 +5,9 @@
     b,    x,    3        ->      b, {x: 3}
     a,    y,    2
 
-A table is grouped in memory, as a user's lines may stand anywhere: 12 bytes a line while it is read and up to four
-times that while it is sorted, and 8 bytes for each user and item at the end. Lists (`user item item ...`, a line each)
-are streamed. Knows nothing of when things happened, and takes every item for known.
+A table is grouped in memory, as a user's lines may stand anywhere: 12 bytes a line while it is read, some 64 while it
+is sorted, and 8 for each user and item in the end. Lists (`user item item ...`, a line each) are streamed. Knows
+nothing of when things happened, and takes every item for known.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _unified(batches: list[pa.Array]) -> tuple[NDArray[np.int32], pa.Array]:
     return np.concatenate(numbers), chunks[-1].dictionary
 
 
-def open_lists(files: list[File], reading: Reading) -> Source:
+def open_lists(files: list[File]) -> Source:
     """A row for each line of `user item item ...`: `items`, a bag of numbers that count 1 each, and `user` aside.
 
     Raises:

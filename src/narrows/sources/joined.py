@@ -115,7 +115,7 @@ def _open_lines(files: list[File], format: str, reading: Reading, texts: Collect
     if reading.form == "log" and reading.user is None:
         from narrows.sources.interactions import open_lists
 
-        return open_lists(files, reading)
+        return open_lists(files)
     from narrows.sources.delimited import open_delimited
 
     return open_delimited(files, reading.header, texts)
