@@ -153,8 +153,9 @@ class Model:
         as_batch = Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
         joined = self._blocks(as_batch, decode)
         low, high = self.preparer.scaling.low, self.preparer.scaling.high
-        numbers = torch.where(low == high, low, joined[:, : self.schema.numbers])  # what never varied is known
-        return numbers.float(), joined[:, self.schema.numbers :].long()
+        dense, bags, levels = joined.tensor_split([self.schema.dense, self.schema.numbers], dim=1)
+        dense = torch.where(low == high, low, dense)  # what never varied is known
+        return torch.cat([dense, bags], dim=1).float(), levels.long()
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
         """The rows that (B, code_size) codes stand for."""
