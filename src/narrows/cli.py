@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "Reconstruction error per column, against PCA of the same size and the mean.",
     "report": "A page to look at: curves, reconstructions, errors, a map of the codes, the worst rows.",
     "info": "What a model is.",
+    "reshard": "Data re-cut for streaming: Parquet in row groups that many can be read of side by side.",
 }
 
 app = App(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,8 @@ from narrows.networks.transformer import Transformer
 from narrows.options import Applying, Choices, Flat, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.report.sections import layers
-from narrows.sources.reading import Reading
+from narrows.sources.reading import Reading, asides
+from narrows.sources.reshard import reshard as write_again
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
@@ -82,7 +84,8 @@ def fit(
     folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
     reading = reading or Reading()
-    if training and training.time and reading.stamp is None:
+    in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
+    if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
     model = fit_model(source, plan, learn={"baseline": learn_baseline}, watch=watch)
@@ -133,7 +136,7 @@ def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | 
     Args:
         model: a .narrows file.
         data: rows with the columns of the training data.
-        out: .npy, .parquet, .csv or .jsonl.
+        out: .npy, .parquet, .csv or .jsonl. All but .npy also get what stands aside: paths, labels, starts of windows.
     """
     refuse_output(out, model, data)
     fitted = _model(model, applying)
@@ -143,8 +146,8 @@ def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | 
         batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
         write_rows(out, batches, pa.schema([("z", shape)]))
         return
-    tables = (_as_columns(fitted.codes(batch).numpy(), names) for _, batch in fitted.batches(rows))
-    write_rows(out, tables, pa.schema([(name, pa.float32()) for name in names]))
+    tables = (_with_asides(raw, _as_columns(fitted.codes(batch).numpy(), names)) for raw, batch in fitted.batches(rows))
+    write_rows(out, tables, pa.schema([*asides(rows.schema), *((name, pa.float32()) for name in names)]))
 
 
 def _code_names(fitted: Model) -> list[str]:
@@ -181,7 +184,7 @@ def decode(model: Path, codes: str, *, out: Path, applying: Annotated[Applying |
     Args:
         model: a .narrows file.
         codes: codes as `encode` writes them.
-        out: .npy, .parquet, .csv or .jsonl.
+        out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
     refuse_output(out, model, codes)
     fitted, source = _model(model, applying), open_source(codes, reading=_of_file(applying))
@@ -196,11 +199,18 @@ def _matrix(raw: pa.RecordBatch, names: list[str]) -> np.ndarray:
     if raw.num_columns == 1 and isinstance(raw.column(0), pa.FixedShapeTensorArray):
         tensor: np.ndarray = raw.column(0).to_numpy_ndarray()
         return tensor
+    raw = raw.select(names) if set(names) <= set(raw.schema.names) else raw
     for name, kind in zip(raw.schema.names, raw.schema.types, strict=True):
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise DataError(f"column {name!r} of type {kind} among codes", "numbers")
-    raw = raw.select(names) if set(raw.schema.names) == set(names) else raw
     return np.column_stack([column.to_numpy(zero_copy_only=False) for column in raw.columns])
+
+
+def _with_asides(raw: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Answers to rows, beside what stood aside of these: where they came from, and what they are called."""
+    entries = asides(raw.schema)
+    columns = [raw.column(entry.name) for entry in entries]
+    return pa.RecordBatch.from_arrays([*columns, *rows.columns], schema=pa.schema([*entries, *rows.schema]))
 
 
 def _record_batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -214,12 +224,13 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
     Args:
         model: a .narrows file.
         data: rows with the columns of the training data.
-        out: .npy, .parquet, .csv or .jsonl.
+        out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
     refuse_output(out, model, data)
     fitted = _model(model, applying)
-    rows = (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(_source(fitted, data, applying)))
-    write_rows(out, rows, fitted.preparer.arrow_schema)
+    source = _source(fitted, data, applying)
+    rows = (_with_asides(raw, fitted.rows(fitted.codes(batch))) for raw, batch in fitted.batches(source))
+    write_rows(out, rows, pa.schema([*asides(source.schema), *fitted.preparer.arrow_schema]))
 
 
 def evaluate(model: Path, data: str, *, json: bool = False, applying: Annotated[Applying | None, Flat] = None) -> None:
@@ -260,6 +271,35 @@ def report(
     fitted = _model(model, applying)
     write_report(fitted, _source(fitted, data, applying), out)
     _say(str(out))
+
+
+def reshard(
+    data: str,
+    out: Path,
+    *,
+    rows_per_group: int = 65_536,
+    shuffle: bool = False,
+    seed: int = 0,
+    reading: Annotated[Reading | None, Flat] = None,
+) -> None:
+    """Data re-cut for streaming: Parquet in row groups that many can be read of side by side.
+
+    Args:
+        data: a file, glob, folder or URL, such as a Parquet file of one giant row group.
+        out: a .parquet file, or a folder of several, new or empty.
+        rows_per_group: rows of a row group at most; wide rows make smaller ones, of about 16 MB.
+        shuffle: put all rows into one random order.
+        seed: of that order.
+    """
+    source = open_source(data, reading=reading)
+    with Progress(*Progress.get_default_columns(), transient=True) as bar:
+        task = bar.add_task("rows", total=None)
+
+        def told(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        rows = write_again(source, out, rows_per_group=rows_per_group, shuffle=shuffle, seed=seed, progress=told)
+    _say(f"{out}: {rows:,} rows")
 
 
 def info(model: Path, *, json: bool = False) -> None:

@@ -145,6 +145,11 @@ def fact(entry: pa.Field, key: bytes) -> str:
     return metadata.get(key, b"").decode()
 
 
+def asides(schema: pa.Schema) -> list[pa.Field]:
+    """The columns that stand aside."""
+    return [entry for entry in schema if fact(entry, ASIDE)]
+
+
 def modeled(schema: pa.Schema) -> list[pa.Field]:
     """The columns that are for the model: all that do not stand aside."""
     return [entry for entry in schema if not fact(entry, ASIDE)]
