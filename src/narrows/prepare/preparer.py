@@ -207,9 +207,8 @@ class Preparer:
         """The cells of a bag."""
         bag, dropped = self._bags[column.name].read(array, self._type[column.name], column.name, first_row)
         if dropped:
-            self._warn(
-                column.name, f"column {column.name!r}: {dropped:,} entries of items unknown in training: dropped"
-            )
+            text = f"{dropped:,} entries of items not kept in training: dropped"
+            self._warn(column.name, f"column {column.name!r} has {text}")
         return bag
 
     def _scaled(self, blocks: list[Cells | SeriesBlock], rows: int) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +96,7 @@ class Series:
             sides += [mean, np.log(spread)]
         if self.spectra is not None:
             waves = self._heard(self.spectra, waves, lengths)
-        return np.concatenate([waves.reshape(len(waves), -1), *sides], axis=1)
+        return np.concatenate([waves.reshape(len(waves), prod(self.grid)), *sides], axis=1)
 
     def _heard(self, spectra: Spectra, waves: Floats, lengths: Floats | None) -> Floats:
         """(B, frames, bins of all channels) spectra; NaN behind the end of a sound, and where it is missing."""
@@ -109,6 +110,8 @@ class Series:
 
     def _sounding(self, spectra: Spectra, heard: Floats) -> Floats:
         """(B, T, ch) sounds that have these spectra."""
+        if not len(heard):
+            return np.zeros((0, self.steps, self.channels))
         parts = np.split(heard, self.channels, axis=2)
         sounds = np.stack([spectra.inverse(part, self.steps) for part in parts], axis=2)
         return sounds.astype(np.float64) * self.unit
@@ -141,7 +144,7 @@ class Series:
             waves, lengths = self.waves(cells)
         if self.ragged:
             return write_lists(waves, lengths, arrow)
-        return write_tensors(waves.reshape(len(waves), -1), arrow, shape)
+        return write_tensors(waves.reshape(len(waves), self.steps * self.channels), arrow, shape)
 
 
 class SeriesBlock:
@@ -154,7 +157,7 @@ class SeriesBlock:
 
     def __init__(self, series: Series, values: Cells | Ragged) -> None:
         self.series, self.values = series, values
-        self.shape = (len(values), series.grid[0] * series.grid[1] + series.side)
+        self.shape = (len(values), prod(series.grid) + series.side)
 
     @property
     def cut(self) -> int:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from narrows.errors import SettingError
 from narrows.prepare.arrow import Values, cast_all, plain
-from narrows.prepare.arrow_types import Type
+from narrows.prepare.arrow_types import Type, is_text
 from narrows.prepare.categories import Codes
 from narrows.prepare.words import FITTING
 
@@ -104,7 +104,9 @@ class Vocabulary:
         Raises:
             DataError: where values cannot be texts.
         """
-        texts = cast_all(plain(array), pa.large_string(), column, "texts, as in training", first_row)
+        texts = plain(array)
+        if not is_text(texts.type):
+            texts = cast_all(texts, pa.large_string(), column, "texts, as in training", first_row)
         missing = np.asarray(texts.is_null())
         flat, lengths = self._flat(texts.fill_null(""))
         codes, seen = self._layout(flat, lengths, missing)
