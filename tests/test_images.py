@@ -6,18 +6,16 @@ import io
 import itertools
 import struct
 import sys
-import warnings
 import zipfile
 import zlib
-from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
+from damage import check_error_or_rows, damaged
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.sources.reading import ASIDE, KIND, Reading, fact
 from narrows.sources.shuffle import Shuffle
@@ -373,30 +371,17 @@ def whole_images():
 WHOLE = whole_images()
 
 
-@st.composite
-def damaged(draw):
-    data = bytearray(draw(st.sampled_from(WHOLE)))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        match draw(st.sampled_from(["set", "cut", "insert", "remove"])):
-            case "set":
-                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
-            case "cut":
-                del data[at:]
-            case "insert":
-                data[at:at] = draw(st.binary(min_size=1, max_size=6))
-            case "remove":
-                del data[at : at + draw(st.integers(1, 20))]
-    return bytes(data)
+DAMAGED = damaged(WHOLE)
 
 
-@given(damaged())
-@settings(max_examples=300, deadline=None)
+@given(DAMAGED)
+@settings(max_examples=200, deadline=None)
 def test_damaged_bytes_give_an_error_or_an_image(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "a.png"
-    path.write_bytes(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        with suppress(DataError):
-            source = open_source(path)
-            assert len(pixels(source)) == source.rows == 1
+    check_error_or_rows(tmp_path_factory.mktemp("damaged"), "a.png", data)
+
+
+@pytest.mark.slow
+@given(DAMAGED)
+@settings(max_examples=10_000, deadline=None)
+def test_ten_thousand_damaged_files_give_an_error_or_an_image(tmp_path_factory, data):
+    check_error_or_rows(tmp_path_factory.getbasetemp(), "a.png", data)

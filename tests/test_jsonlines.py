@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.errors import DataError, DataWarning
+from damage import FEW, check_error_or_rows, damaged
+from narrows.errors import DataError
 from narrows.sources import jsonlines
 from narrows.sources.jsontypes import BAG
 from narrows.sources.reading import Reading
@@ -319,36 +319,21 @@ WHOLE = (
 )
 
 
-@st.composite
-def damaged(draw):
-    data = bytearray(draw(st.sampled_from([*WHOLE, gzip.compress(WHOLE[0])])))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        match draw(st.sampled_from(["set", "json", "cut", "insert", "remove"])):
-            case "set":
-                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
-            case "json":
-                data[at : at + 1] = draw(
-                    st.sampled_from([b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"null", b"-"])
-                )
-            case "cut":
-                del data[at:]
-            case "insert":
-                data[at:at] = draw(st.binary(min_size=1, max_size=6))
-            case "remove":
-                del data[at : at + draw(st.integers(1, 20))]
-    return bytes(data)
+JSON = st.sampled_from([b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"null", b"-", b"1e999", b"\\ud800"])
+DAMAGED = damaged([*WHOLE, gzip.compress(WHOLE[0])], JSON | FEW)
 
 
-@given(damaged())
-@settings(max_examples=300, deadline=None)
+@given(DAMAGED)
+@settings(max_examples=200, deadline=None)
 def test_damaged_bytes_give_an_error_or_a_table(tmp_path_factory, data):
-    path = lines(tmp_path_factory.mktemp("damaged"), data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        with suppress(DataError):
-            source = open_source(path)
-            assert table_of(source).num_rows == source.rows
+    check_error_or_rows(tmp_path_factory.mktemp("damaged"), "t.jsonl", data)
+
+
+@pytest.mark.slow
+@given(DAMAGED)
+@settings(max_examples=10_000, deadline=None)
+def test_ten_thousand_damaged_files_give_an_error_or_a_table(tmp_path_factory, data):
+    check_error_or_rows(tmp_path_factory.getbasetemp(), "t.jsonl", data)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")

@@ -12,7 +12,7 @@ import itertools
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -102,7 +102,9 @@ def find(path: str | Path) -> list[File]:
     text = os.fspath(path)
     local = os.path.expanduser(text)
     if "://" in text:
-        files = _find_remote(text)
+        from narrows.sources.remote import find_remote  # which imports what a file is from here
+
+        files = find_remote(text)
     elif glob.has_magic(local) and not os.path.exists(local):
         files = _of_glob(local)
     else:
@@ -111,7 +113,7 @@ def find(path: str | Path) -> list[File]:
 
 
 def _in_archive(file: File) -> list[File]:
-    from narrows.sources.archives import members  # which imports what a file is from here
+    from narrows.sources.archives import members  # likewise
 
     files: list[File] = [member for member in members(file) if not _hidden(member.path, file.path)]
     _check_kinds([member.path for member in files], file.name)
@@ -121,7 +123,7 @@ def _in_archive(file: File) -> list[File]:
 def _find_local(path: str, root: str) -> list[File]:
     """The files at a path; folders named `key=value` count where they lie below `root`."""
     if os.path.isdir(path):
-        return _of_folder(path, fs.LocalFileSystem(), root)
+        return of_folder(path, fs.LocalFileSystem(), root)
     if not os.path.exists(path):
         raise DataError(f"no such file: {path}", FILES, "checking the path")
     if not os.path.isfile(path):
@@ -138,25 +140,21 @@ def _of_glob(pattern: str) -> list[File]:
     return list({file.path: file for file in files}.values())  # `**` matches a folder and what is in it
 
 
-def _find_remote(url: str) -> list[File]:
-    with reading(url):
-        try:
-            system, path = fs.FileSystem.from_uri(url)
-        except (pa.ArrowException, ValueError) as error:
-            raise DataError(f"URL {url}: {error}", "file://, s3://, gs:// or hdfs://", "downloading it") from error
-        info = system.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            return _of_folder(path, system, path)
-        if info.type == fs.FileType.NotFound:
-            raise DataError(f"no such file: {url}")
-        return [File(url, path, system)]
+def of_folder(folder: str, system: fs.FileSystem, root: str) -> list[File]:
+    """The files in a folder and those below it, hidden ones left out; `key=value` folders count below `root`.
 
-
-def _of_folder(folder: str, system: fs.FileSystem, root: str) -> list[File]:
+    Raises:
+        DataError: there is none, or they are of several kinds.
+    """
     with reading(folder):
         infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
     paths = sorted(info.path for info in infos if info.is_file and not _hidden(info.path, folder))
     _check_kinds(paths, f"folder {folder}")
+    return of_paths(paths, system, root)
+
+
+def of_paths(paths: Iterable[str], system: fs.FileSystem, root: str) -> list[File]:
+    """Files at these paths, with the values of the `key=value` folders below `root`."""
     return [File(path, path, system, _keys_between(root, path)) for path in paths]
 
 
