@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+import wave
 from decimal import Decimal
 
 import numpy as np
@@ -18,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.errors import DataError, NarrowsError, SettingError
-from narrows.files import atomic
-from narrows.sources.reading import Reading
+from narrows.files import atomic, refuse_unwritable
+from narrows.sources.reading import Reading, field
 from narrows.sources.source import open_source
 from narrows.sources.write import write_rows
 
@@ -181,6 +182,10 @@ def test_no_rows_are_a_file_with_columns(tmp_path):
         ("t.csv", pa.table({"a": [[1]]}), "'a'.*cannot be text"),
         ("t.jsonl", pa.table({"a": [b"\xff"]}), "'a'.*cannot be text"),
         ("t.jsonl", pa.table({"a": [math.inf]}), "infinite"),
+        ("t.jsonl", pa.table({"a": [[1.0, math.inf]]}), "infinite"),
+        ("t.jsonl", pa.table({"a": [[b"\xff"]]}), "'a'.*cannot be text"),
+        ("t.txt", pa.table({"a": [1]}), "one column of texts"),
+        ("t.txt", pa.table({"a": ["x", "y\nz"]}), "row 2: a text of several lines"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path, name, table, message):
@@ -191,7 +196,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, table, message):
 
 def test_settings_and_schemas_are_checked(tmp_path):
     table = pa.table({"a": [1]})
-    with pytest.raises(SettingError, match=r"xlsx.*\.parquet"):
+    with pytest.raises(SettingError, match=r"xlsx.*\.parquet.*or a folder"):
         write_rows(tmp_path / "t.xlsx", table.to_batches(), table.schema)
     with pytest.raises(DataError, match="wanted: a string"):
         write_rows(tmp_path / "t.csv", table.to_batches(), pa.schema([("a", pa.string())]))
@@ -267,3 +272,126 @@ def test_devices_are_not_replaced():
 def test_errors_of_the_body_pass_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError), atomic(tmp_path / "m"):
         raise FileNotFoundError(errno.ENOENT, "input")
+
+
+# --- files of their own kind
+
+
+def image_rows(array, paths=None):
+    (batch,) = [batch for _, batch in open_source(array).batches()]
+    if paths is None:
+        return batch
+    schema = pa.schema([batch.schema.field(0), field("path", pa.string(), aside=True)])
+    return pa.RecordBatch.from_arrays([batch.column(0), pa.array(paths, pa.string())], schema=schema)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+@pytest.mark.parametrize("dtype", ["u1", "i8", "f4"])
+def test_images_become_png(tmp_path, shape, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype("u1")
+    array = (pixels / 255).astype("f4") if dtype == "f4" else pixels.astype(dtype)
+    batch = image_rows(array)
+    assert write_rows(tmp_path / "out", [batch.slice(0, 2), batch.slice(2)], batch.schema) == 3
+    assert sorted(os.listdir(tmp_path / "out")) == ["000000.png", "000001.png", "000002.png"]
+    again = read(tmp_path / "out").column("image").combine_chunks().to_numpy_ndarray()
+    np.testing.assert_array_equal(again.reshape(pixels.shape), pixels)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_files_are_called_as_those_they_came_from(tmp_path):
+    paths = ["a/x.png", "b/x.jpg", "b/X.png", None, "s3://b/y.v2.tif", "x-2", "..", "q:*?.png", "z" * 300]
+    batch = image_rows(np.zeros((len(paths), 2, 2), "u1"), paths)
+    write_rows(tmp_path / "out", [batch], batch.schema)
+    names = {"x", "x-2", "X-3", "000003", "y.v2", "x-2-2", "..", "q___", "z" * 150}
+    assert set(os.listdir(tmp_path / "out")) == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize("channels", [0, 1, 2])
+@pytest.mark.parametrize("form", ["windows", "ragged"])
+def test_sounds_become_wav_and_come_back(tmp_path, channels, form):
+    shape = (40, channels) if channels else (40,)
+    samples = [np.random.default_rng(i).integers(-(2**15), 2**15, (20 + i, *shape[1:])) / 2**15 for i in range(3)]
+    if form == "windows":
+        samples = [sound[:20] for sound in samples]
+        kind = pa.fixed_shape_tensor(pa.float32(), samples[0].shape)
+        flat = pa.array(np.concatenate([sound.ravel() for sound in samples]), pa.float32())
+        column = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, samples[0].size))
+    else:
+        kind = pa.list_(pa.list_(pa.float32(), channels)) if channels else pa.list_(pa.float32())
+        column = pa.array([sound.tolist() for sound in samples], kind)
+    schema = pa.schema([field("sound", kind, kind="audio", rate=8000)])
+    write_rows(tmp_path / "out", [pa.RecordBatch.from_arrays([column], schema=schema)], schema)
+    for number, sound in enumerate(samples):
+        with wave.open(str(tmp_path / "out" / f"{number:06d}.wav")) as file:
+            assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, channels or 1, 2)
+            found = np.frombuffer(file.readframes(100), "<i2").reshape(sound.shape) / 2**15
+        np.testing.assert_array_equal(found, sound)
+
+
+def test_loud_sounds_are_cut_not_wrapped(tmp_path):
+    schema = pa.schema([field("sound", pa.list_(pa.float64()), kind="audio", rate=8000)])
+    batch = pa.RecordBatch.from_arrays([pa.array([[1.5, -1.5, 1.0]])], schema=schema)
+    write_rows(tmp_path / "out", [batch], schema)
+    with wave.open(str(tmp_path / "out" / "000000.wav")) as file:
+        assert np.frombuffer(file.readframes(3), "<i2").tolist() == [32767, -32768, 32767]
+
+
+def test_texts_become_lines_or_files(tmp_path):
+    schema = pa.schema([field("text", pa.string(), kind="tokens"), field("line", pa.int64(), aside=True)])
+    batch = pa.RecordBatch.from_arrays([pa.array(["one", "zwö"]), pa.array([1, 2])], schema=schema)
+    write_rows(tmp_path / "t.txt", [batch], schema)
+    assert (tmp_path / "t.txt").read_text(encoding="utf-8") == "one\nzwö\n"
+    write_rows(f"{tmp_path}/out/", [batch], schema)
+    assert (tmp_path / "out" / "000001.txt").read_text(encoding="utf-8") == "zwö"
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    good, empty, filled = image_rows(np.zeros((2, 2, 2), "u1")), tmp_path / "empty", tmp_path / "filled"
+    empty.mkdir()
+    write_rows(empty, [good], good.schema)
+    assert len(os.listdir(empty)) == 2
+    filled.mkdir()
+    (filled / "x").touch()
+    with pytest.raises(NarrowsError, match="filled: it is not empty"):
+        write_rows(filled, [good], good.schema)
+    (tmp_path / "file").touch()
+    with pytest.raises(NarrowsError, match="it is a file"):
+        write_rows(tmp_path / "file", [good], good.schema)
+    with pytest.raises(NarrowsError, match="no such folder"):
+        write_rows(tmp_path / "no" / "out", [good], good.schema)
+    refuse_unwritable(tmp_path / "new")
+    with pytest.raises(NarrowsError, match="it is not empty"):
+        refuse_unwritable(filled)
+
+    def failing():
+        yield good
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(tmp_path / "out", failing(), good.schema)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "filled"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        (image_rows(np.full((2, 2, 2), 200.0)), DataError, "pixels from 200.0 to 200.0; wanted: 0 to 255 in whole"),
+        (image_rows(np.full((2, 2, 2), math.nan)), DataError, "pixels from nan"),
+        (image_rows(np.full((2, 2, 2), -1)), DataError, "pixels from -1"),
+        (image_rows(np.zeros((2, 5))), SettingError, "the rows are x extension.*one column: an image, a sound"),
+        (pa.RecordBatch.from_pydict({"a": ["x"], "b": [1]}), SettingError, "the rows are a string, b int64"),
+        (pa.RecordBatch.from_pydict({"a": ["x", None]}), DataError, "row 2 has no a"),
+    ],
+)
+def test_what_files_cannot_hold_is_refused(tmp_path, batch, error, message):
+    with pytest.raises(error, match=message):
+        write_rows(tmp_path / "out", [batch], batch.schema)
+    assert os.listdir(tmp_path) == []
+
+
+def test_sounds_that_are_none_are_refused(tmp_path):
+    for values, rate, message in (([[math.nan]], 8000, "missing or infinite"), ([[0.5]], 0, "samples per second")):
+        schema = pa.schema([field("sound", pa.list_(pa.float64()), kind="audio", rate=rate)])
+        with pytest.raises((DataError, SettingError), match=message):
+            write_rows(tmp_path / "out", [pa.RecordBatch.from_arrays([pa.array(values)], schema=schema)], schema)
+    assert os.listdir(tmp_path) == []
