@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 def test_fit_leaves_a_model_and_a_run(place):
     model = load(place / "homes.narrows")
     assert [c.kind for c in model.schema] == ["number", "number", "number", "category", "date"]
-    assert model.code_size == 3 and model.network.hidden == (16,)
+    assert model.code_size == 3 and model.network.dense.hidden == (16,)
     run = json.loads((place / "homes.run" / "run.json").read_text())
     lines = (place / "homes.run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 20 == model.facts["epochs"]
@@ -111,7 +111,7 @@ def test_options_come_from_a_file_and_the_command_line_comes_first(place):
     words = ("fit", "homes.csv", "--config", "options.toml", "--epochs", 2, "--out", "c.narrows", "--json")
     facts = json.loads(narrows(*words, cwd=place).stdout)
     model = load(place / "c.narrows")
-    assert (facts["epochs"], model.code_size, model.network.hidden) == (2, 2, (12, 6))
+    assert (facts["epochs"], model.code_size, model.network.dense.hidden) == (2, 2, (12, 6))
     assert model.recipe.arguments["beta"] == 0.5
     assert '"clip": 0.5' in (place / "c.run" / "run.json").read_text()
     (place / "wrong.toml").write_text("lattent = 2\n")
@@ -125,7 +125,7 @@ def test_what_a_column_is_can_be_said(place):
     fit = ("fit", "homes.csv", "--latent", 2, "--epochs", 1, "--hidden", 8, 4, "--out", "k.narrows")
     narrows(*fit, "--column.rooms", "category", "--column.size", "minmax", cwd=place)
     model = load(place / "k.narrows")
-    assert model.network.hidden == (8, 4)
+    assert model.network.dense.hidden == (8, 4)
     assert [model.schema[name].kind for name in ("rooms", "weight")] == ["category", "number"]
     assert model.schema["size"].bounded and not model.schema["weight"].bounded
 
