@@ -31,6 +31,7 @@ from narrows.sources.source import Source, naming, open_source
 from narrows.train.devices import choose_device
 
 BLOCK = 256  # rows a pass: large enough for two cores to be busy, small enough to pad a single row for nothing
+OUTPUTS = 1 << 25  # numbers that the decoder may say in a pass: texts of many kinds of tokens get smaller blocks
 
 
 @dataclass(frozen=True)
@@ -174,12 +175,13 @@ class Model:
         return self._blocks(batch, cost)
 
     def _blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
-        """`work` on blocks of exactly BLOCK rows, the last padded with copies of its first row."""
+        """`work` on blocks of exactly so many rows, the last padded with copies of its first row."""
         results = []
-        for start in range(0, max(len(batch), 1), BLOCK):
-            part = batch[start : start + BLOCK]
-            if 0 < len(part) < BLOCK:
-                part = Batch.concat([part, part[torch.zeros(BLOCK - len(part), dtype=torch.long)]])
+        size = max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
+        for start in range(0, max(len(batch), 1), size):
+            part = batch[start : start + size]
+            if 0 < len(part) < size:
+                part = Batch.concat([part, part[torch.zeros(size - len(part), dtype=torch.long)]])
             results.append(work(part.to(self.module.device)).cpu())
         return torch.cat(results)[: len(batch)]
 

@@ -29,6 +29,7 @@ from narrows.train.resident import Resident
 from narrows.train.settings import Training
 
 WINDOW = 131_072  # rows shuffled at once where data is streamed: a hundred batches or more, some tens of MB
+OUTPUTS = 1 << 25  # numbers that the decoder may say in a step: 134 MB, of which a few copies are made
 FEW = 20  # rows of which none are held out at random: every one is needed for training
 
 
@@ -68,15 +69,25 @@ class Rows:
                     "at least one with values, which for texts must not differ in every row",
                 )
         self.count, self.fingerprint = statistics.rows, statistics.fingerprint()
-        self.row_bytes = row_bytes(self.preparer.schema, getattr(self.preparer, "entries", 0.0))
+        self.row_bytes = row_bytes(self.preparer.schema, self.preparer.entries)
         self.resident = self.count * self.row_bytes <= training.budget
-        self.batch_size = training.step_rows(self.count)
+        self.batch_size = self._step_rows()
         if training.optimizer == "gd" and not self.resident:
             raise SettingError(
                 "optimizer='gd' on rows over the budget", "all rows in memory", "a larger budget, or sgd"
             )
         self._train: Batch | None = None
         self._held: Batch | None = None
+
+    def _step_rows(self) -> int:
+        """Rows of a step: as the settings say, but by default no more than what the decoder's outputs leave room for.
+
+        A text of 512 tokens of 4,096 kinds has two million outputs; a thousand such rows would take 8 GB.
+        """
+        rows = self.training.step_rows(self.count)
+        if self.training.batch_size is not None or self.training.optimizer == "gd":
+            return rows
+        return min(rows, 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
 
     def _statistics(self) -> Statistics:
         """One pass over the training rows; those held out are only checked."""

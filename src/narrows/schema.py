@@ -121,6 +121,11 @@ class Schema:
         return tuple(levels for c in self.columns if c.categorical for levels in [c.levels] * c.cells)
 
     @property
+    def outputs(self) -> int:
+        """Numbers that describe a row: one for each number cell, and for each code one a level and one for others."""
+        return self.numbers + sum(self.levels) + len(self.levels)
+
+    @property
     def cells(self) -> int:
         """C = N + M, the cells of a row."""
         return self.numbers + len(self.levels)
