@@ -99,7 +99,7 @@ class Shuffle:
         for place, row_id, rows in self._blocks(order, start):
             kept = self._kept(rows, row_id)
             while len(kept):
-                if part.full:
+                if part.full(rows):
                     yield part.rows(), None
                     part = _Part()
                 taken, kept = kept[: self.window - count], kept[self.window - count :]
@@ -173,10 +173,9 @@ class _Part:
         self._masks: list[NDArray[np.bool_]] = []
         self._rows = self._bytes = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether there are enough."""
-        return self._rows >= _PART_ROWS or self._bytes >= _PART_BYTES
+    def full(self, more: pa.RecordBatch) -> bool:
+        """Whether there are enough to do without more."""
+        return self._rows > 0 and (self._rows + len(more) > _PART_ROWS or self._bytes + more.nbytes > _PART_BYTES)
 
     def add(self, rows: pa.RecordBatch, taken: NDArray[np.intp]) -> None:
         """Take the rows at these rising positions, at least one."""
@@ -202,4 +201,4 @@ def _permutation(count: int, *key: int) -> NDArray[np.intp]:
     seed = 0
     for number in key:
         seed = int(mix64(np.array([number], dtype=np.int64), seed)[0])
-    return np.argsort(mix64(np.arange(count), seed), kind="stable")
+    return np.argsort(mix64(np.arange(count), seed))  # no two hashes are alike, so every kind of sort agrees
