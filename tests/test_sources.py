@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,6 +270,28 @@ def test_npy_and_npz_files(tmp_path, order, dtype):
         source = open_source(str(tmp_path / name))
         check(source)
         np.testing.assert_array_equal(array_of(source), array)
+
+
+def test_the_array_of_an_npz_may_be_chosen(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 3)), codes=np.ones((4, 2)))
+    assert open_source(tmp_path / "a.npz").rows == 2
+    assert open_source(tmp_path / "a.npz", reading=Reading(array="codes")).rows == 4
+    with pytest.raises(DataError, match=r"holds images, codes; wanted: the array 'x'; try:.*--array"):
+        open_source(tmp_path / "a.npz", reading=Reading(array="x"))
+
+
+def test_sparse_matrices_that_scipy_saved(tmp_path):
+    matrix = scipy.sparse.random_array((30, 9), density=0.2, rng=0, format="csr")
+    scipy.sparse.save_npz(tmp_path / "a.npz", matrix)
+    assert table_of(open_source(tmp_path / "a.npz")).equals(table_of(open_source(matrix)))
+    scipy.sparse.save_npz(tmp_path / "a.npz", matrix.tocsc())
+    with pytest.raises(DataError, match=r"sparse matrix of format csc; wanted: csr; try: scipy.sparse.save_npz"):
+        open_source(tmp_path / "a.npz")
+    for change in ({"shape": np.array([30.5])}, {"indices": np.full(matrix.nnz, 9)}, {"format": np.array(5)}):
+        arrays = {"indices": matrix.indices, "indptr": matrix.indptr, "data": matrix.data, "shape": (30, 9)}
+        np.savez(tmp_path / "a.npz", **{**arrays, "format": b"csr", **change})
+        with pytest.raises(DataError, match=r"says the shape|item|format 5"):
+            open_source(tmp_path / "a.npz")
 
 
 def test_digits():

@@ -7,6 +7,7 @@ Knows the beginnings of files, nothing of the rest.
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -41,11 +42,9 @@ def format_of(file: File) -> Format:
     Raises:
         DataError: it is empty, of a known format that is not read, or no text.
     """
-    suffixes = _suffixes(file)
-    if suffixes and suffixes[-1] in IMAGES:
-        return "image"
-    if suffixes and suffixes[-1] in SOUNDS:
-        return "sound"
+    suffix = os.path.splitext(file.path)[1].lower()
+    if suffix in IMAGES or suffix in SOUNDS:
+        return "image" if suffix in IMAGES else "sound"
     with reading(file.name), file.stream() as stream:
         head = stream.read(_HEAD)
     if not head:
@@ -55,13 +54,14 @@ def format_of(file: File) -> Format:
     binary = _binary(head)
     if binary is not None:
         return binary
-    _check_text(file, suffixes, head)
+    _check_text(file, head)
     return "jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" else "text"
 
 
 def names_json(file: File) -> bool:
     """Whether the file is called one of JSON."""
-    return any(suffix in _JSON for suffix in _suffixes(file))
+    suffixes = [suffix for suffix in _suffixes(file) if suffix not in (".gz", ".zst")]
+    return suffixes[-1:] != [] and suffixes[-1] in _JSON
 
 
 def _suffixes(file: File) -> list[str]:
@@ -82,7 +82,8 @@ def _binary(head: bytes) -> Format | None:
     return None
 
 
-def _check_text(file: File, suffixes: list[str], head: bytes) -> None:
+def _check_text(file: File, head: bytes) -> None:
+    suffixes = _suffixes(file)
     unread = next((_UNREAD[suffix] for suffix in suffixes if suffix in _UNREAD), None)
     if unread:
         raise DataError(f"{file.name}: {unread}", FILES, "converting it to .parquet or .csv")

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -150,8 +149,8 @@ def open_images(files: Sequence[File], reading: Reading) -> Source:
 
 def labels_of(files: Sequence[File]) -> list[str]:
     """The name of the folder above each file; none where all lie in one."""
-    folders = [PurePosixPath(file.path).parent for file in files]
-    return [folder.name for folder in folders] if len(set(folders)) > 1 else []
+    folders = [file.path.rpartition("/")[0] for file in files]
+    return [folder.rpartition("/")[2] for folder in folders] if len(set(folders)) > 1 else []
 
 
 def _headers(files: Sequence[File], strict: bool) -> list[Header | DataError]:

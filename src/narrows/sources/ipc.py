@@ -48,7 +48,7 @@ class IpcStream(Source):
 
     def __init__(self, file: File) -> None:
         self._file, self.name = file, file.name
-        with reading(file.name), file.stream() as raw, ipc.open_stream(raw) as opened:
+        with reading(file.name), _in_order(file) as raw, ipc.open_stream(raw) as opened:
             self.schema = checked_names(opened.schema, file.name)
         self.pieces = (0,)
 
@@ -62,7 +62,7 @@ class IpcStream(Source):
 
     def _batches(self, skip: int) -> Iterator[pa.RecordBatch]:
         row = 0
-        with reading(self.name), self._file.stream() as raw, ipc.open_stream(raw) as opened:
+        with reading(self.name), _in_order(self._file) as raw, ipc.open_stream(raw) as opened:
             for batch in opened:
                 start = min(batch.num_rows, max(0, skip - row))
                 row += batch.num_rows
@@ -87,6 +87,11 @@ def _bytes(file: File) -> Any:
         with file.stream() as stream:
             return pa.BufferReader(stream.read())
     return pa.memory_map(file.path) if file.local else file.open()
+
+
+def _in_order(file: File) -> Any:
+    """The bytes from the first on; mapped ones are not copied, and none are made room for that are not there."""
+    return file.stream() if file.compressed or not file.local else pa.memory_map(file.path)
 
 
 def _checked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
