@@ -577,6 +577,14 @@ def test_where_no_item_is_likely_the_ten_likeliest_come_back() -> None:
     assert preparer.restore(torch.zeros(1, 40), torch.zeros(1, 0)).column(0).to_pylist() == [[]]
 
 
+def test_items_that_are_there_or_not_do_not_come_back_twice() -> None:
+    bought = (shopping(3) > 0).astype(int)
+    bought[0] = [1, *[0] * 29]
+    preparer = learn(one(maps(bought)))
+    restored = back(preparer, preparer.prepare(one(maps(bought)))).to_pylist()
+    assert restored[0] == [("0", 1.0)] and all(count == 1 for items in restored for _, count in items)
+
+
 def test_ratings_are_not_rounded() -> None:
     rows = one(pa.array([[("a", 3.5), ("b", 1.5)]] * 4, pa.map_(pa.string(), pa.float32())))
     preparer = learn(rows)

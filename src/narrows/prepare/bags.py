@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,7 @@ class Items:
         entries: mean number of known items in a training bag.
         rest: share of the entries of training whose items are not known.
         whole: whether all values of training were whole numbers, so that counts come back rounded.
+        most: greatest value of training, beyond which no count comes back: 1 where items are in a bag or are not.
         weights: (I,) inverse document frequencies, for tfidf; empty otherwise.
     """
 
@@ -71,6 +72,7 @@ class Items:
     entries: float = 0.0
     rest: float = 0.0
     whole: bool = True
+    most: float = 1.0
     weights: tuple[float, ...] = ()
 
     def read(self, array: Values, trained: Type, column: str, first_row: int = 0) -> tuple[Sparse, int]:
@@ -110,14 +112,14 @@ class Items:
         """Shares (B, I) of a bag, which sum to 1, as a column of maps.
 
         Those of tfidf are first divided by the weights of the items. An item comes back where its count, the share of
-        the mean total of training, is 0.5 or more; where no item has that, the ten greatest do. Counts are rounded
-        where those of training were whole numbers, but not those of tfidf.
+        the mean total of training, is 0.5 or more; where no item has that, the ten greatest do. No count is greater
+        than those of training; they are rounded where those were whole numbers, but not with tfidf.
         """
         shares = np.maximum(np.nan_to_num(shares), 0)
         if self.transform == "tfidf":
             shares = shares / self._weights
             shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
-        counts = shares * self.total
+        counts = np.minimum(shares * self.total, self.most)
         kept = counts >= LEAST
         few = np.flatnonzero(~kept.any(axis=1))
         best = np.argsort(-counts[few], axis=1, kind="stable")[:, :FALLBACK]
@@ -140,7 +142,7 @@ class Items:
         Raises:
             ValueError: where they do not.
         """
-        figures = (self.total, self.entries, *self.weights)
+        figures = (self.total, self.entries, self.most, *self.weights)
         numbers = all(np.isfinite(figure) and figure >= 0 for figure in figures) and 0 <= self.rest <= 1
         weighed = (len(self.weights) == self.size and min(self.weights) > 0) if self.transform == "tfidf" else True
         named = len(self.names) == self.size == len(set(self.names)) if self.names else not is_text(arrow.key_type)
@@ -247,25 +249,28 @@ class Tally:
         bags: how many there were.
         sums: sum of all values.
         whole: whether all values are whole numbers.
+        most: greatest value.
     """
 
     names: Values
     often: Codes
     bags: int
     sums: float
-    whole: bool = True
+    whole: bool
+    most: float
 
 
 def tally_words(texts: Values) -> Tally:
     """The words of sampled texts."""
-    often, sums = Counter[str](), 0
+    often, sums, most = Counter[str](), 0, 0
     for text in texts.to_pylist():
-        words = WORD.findall(text.lower())
-        often.update(set(words))
-        sums += len(words)
+        words = Counter(WORD.findall(text.lower()))
+        often.update(words.keys())
+        sums += words.total()
+        most = max(most, *words.values()) if words else most
     names = sorted(often, key=lambda word: (-often[word], word))
     counts = np.array([often[word] for word in names], np.int64)
-    return Tally(pa.array(names, pa.large_string()), counts, len(texts), float(sums))
+    return Tally(pa.array(names, pa.large_string()), counts, len(texts), float(sums), True, float(most))
 
 
 def learn_items(tally: Tally, transform: str, numbered: int) -> Items:
@@ -286,5 +291,6 @@ def learn_items(tally: Tally, transform: str, numbered: int) -> Items:
     kept, entries = int(often.sum()), max(1, int(tally.often.sum()))
     weights = np.log((1 + tally.bags) / (1 + often)) + 1 if transform == "tfidf" else np.zeros(0)
     bags = max(1, tally.bags)
-    figures = {"total": tally.sums * kept / entries / bags, "entries": kept / bags, "rest": 1 - kept / entries}
-    return Items(transform, len(often), names, **figures, whole=tally.whole, weights=tuple(weights.tolist()))
+    rest = 1 - kept / entries
+    learnt = Items(transform, len(often), names, tally.sums * (1 - rest) / bags, kept / bags, rest)
+    return replace(learnt, whole=tally.whole, most=tally.most, weights=tuple(weights.tolist()))

@@ -42,12 +42,13 @@ class Counts:
         self.overflowed = False
         self._blocks: list[pa.Table] = []
 
-    def add(self, array: Values) -> None:
-        """Counts the values of one array; missing ones are left out."""
+    def add(self, array: Values) -> Values:
+        """Counts the values of one array, and gives the distinct ones; missing ones are left out."""
         if not self.counting:
-            return
+            return array[:0]
         pairs = pc.value_counts(without_nan(plain(array).cast(self.type)).drop_null())
         self._add(pa.table({"value": pairs.field("values"), "count": pairs.field("counts")}))
+        return pairs.field("values")
 
     def merge(self, other: Counts) -> None:
         """Adds what another part of the rows held."""

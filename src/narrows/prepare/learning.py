@@ -132,15 +132,14 @@ def _learn_series(entry: Column, statistics: Statistics, transform: str) -> Lear
     some = read_lists(column.examples.values()) if column.examples else statistics.sample.cells(entry.name)
     if transform == "own":
         series = with_floor(series, SeriesBlock(series, some))
-    plan = plan_series(series, moments, column.sizes.first(1), SeriesBlock(series, some))
+    plan = plan_series(series, moments, column.lengths, SeriesBlock(series, some))
     facts = {"holes": entry.holes or series.ragged, "grid": series.grid, "rate": column.hints.rate}
     return Learnt(_filled(entry, width=len(plan.center), bounded=plan.bounded, **facts), series, plan)
 
 
 def _learn_tokens(entry: Column, column: ColumnStatistics, method: str) -> Learnt:
     """A text: its vocabulary."""
-    longest = int(np.nan_to_num(column.sizes.high[1 if method == "bytes" else 0]))
-    known = learn_vocabulary(method, _texts(entry, column), longest)
+    known = learn_vocabulary(method, _texts(entry, column), column.longest[method == "bytes"])
     value = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     facts = {"type": str(value), "levels": known.levels, "grid": (known.length,), "holes": True}
     return Learnt(_filled(entry, width=0, **facts), known)
@@ -151,7 +150,8 @@ def _learn_bag(entry: Column, column: ColumnStatistics, rows: int, transform: st
     if column.nature == "map" and column.counts is not None:
         names, often = column.counts.ranked()
         moments = column.moments
-        tally = Tally(names, often, rows, float(moments.mean[0] * moments.count[0]), bool(moments.whole[0]))
+        sums = float(moments.mean[0] * moments.count[0])
+        tally = Tally(names, often, rows, sums, bool(moments.whole[0]), float(moments.high[0]))
     else:
         tally = tally_words(_texts(entry, column))
         entry = _filled(entry, type=str(WORDS))
@@ -231,7 +231,8 @@ def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_leve
     rest = 1 - int(often[: len(levels)].sum()) / (rows - column.missing)
     if rest > 0.5:
         kept = f"its {len(levels)} most frequent levels of {len(values):,} cover under half of its rows"
-        _warn(f"column {name!r}: {kept}; the others share one code and come back as one of these")
+        hint = " (kind 'tokens' or 'bag' reads it as text)" if column.nature == "text" else ""
+        _warn(f"column {name!r}: {kept}; the others share one code and come back as one of these{hint}")
     return Levels(_in_order(levels, column.order), rest)
 
 

@@ -241,7 +241,7 @@ def series_of(name: str, column: ColumnStatistics, transform: str) -> Series:
         steps, channels = (*column.shape, 1)[:2]
         series = Series(transform, steps, channels, names=names)
     else:
-        steps = int(np.nan_to_num(column.sizes.high[0]))
+        steps = int(np.nan_to_num(column.lengths.high[0]))
         if steps > LONGEST:
             got = f"column {name!r} has a series of {steps:,} steps"
             raise DataError(got, f"at most {LONGEST:,}: every row becomes as long as the longest", "window=")

@@ -45,7 +45,8 @@ class ColumnStatistics:
         hints: what the source knows of it (see `reading.field`).
         missing: rows without a value, or for tensors cells.
         order: the categories of an ordered dictionary, in that order.
-        sizes: moments of the lengths of ragged series; of the characters and of the bytes of texts.
+        lengths: moments of those of ragged series.
+        longest: most characters and most bytes of a text.
         examples: some of the values, of texts and ragged series.
     """
 
@@ -57,7 +58,8 @@ class ColumnStatistics:
     hints: Hints
     missing: int = 0
     order: Values | None = None
-    sizes: Moments = field(default_factory=lambda: Moments.empty(2))
+    lengths: Moments = field(default_factory=lambda: Moments.empty(1))
+    longest: tuple[int, int] = (0, 0)
     examples: Examples | None = None
 
     @classmethod
@@ -94,8 +96,7 @@ class ColumnStatistics:
             return None
         array = plain(array) if self.counts is not None else array
         kept = array if keep is None else array.filter(pa.array(keep))
-        if self.counts is not None:
-            self.counts.add(kept)
+        distinct = None if self.counts is None else self.counts.add(kept)
         if self.examples is not None:
             ids = np.arange(first_row, first_row + len(array))
             self.examples.update(ids if keep is None else ids[keep], kept)
@@ -104,7 +105,7 @@ class ColumnStatistics:
             if self.nature == "ragged":
                 self._follow(read_lists(array), name, first_row, keep)
             elif self.examples is not None:
-                self._measure(kept)
+                self._measure(distinct)
             return None
         block = read_block(array, self.nature, self.type, name, first_row)
         refuse_infinite(block, name, first_row)
@@ -116,10 +117,9 @@ class ColumnStatistics:
         return block
 
     def _measure(self, texts: Values) -> None:
-        """Adds the sizes of texts."""
-        there = texts.drop_null()
-        sizes = [np.asarray(measure(there).to_numpy()) for measure in (pc.utf8_length, pc.binary_length)]
-        self.sizes.update(np.stack(sizes, axis=1))
+        """Adds the lengths of texts."""
+        most = [pc.max(measure(texts)).as_py() or 0 for measure in (pc.utf8_length, pc.binary_length)]
+        self.longest = (max(self.longest[0], most[0]), max(self.longest[1], most[1]))
 
     def _follow(self, series: Ragged, name: str, first_row: int, keep: Mask | None) -> None:
         """Adds the steps and lengths of series."""
@@ -128,7 +128,7 @@ class ColumnStatistics:
         there = there if series.missing is None else there & ~series.missing
         kept = series if there.all() else series[np.flatnonzero(there)]
         self.moments.update(kept.values)
-        self.sizes.update(kept.lengths[:, None].repeat(2, axis=1))
+        self.lengths.update(kept.lengths[:, None])
 
     def _weigh(self, bags: Values, name: str, first_row: int, keep: Mask | None) -> None:
         """Adds the items of bags, of which each has an item once."""
@@ -141,7 +141,8 @@ class ColumnStatistics:
     def merge(self, other: ColumnStatistics) -> None:
         """Adds what another part of the rows held."""
         self.missing += other.missing
-        self.sizes.merge(other.sizes)
+        self.lengths.merge(other.lengths)
+        self.longest = (max(self.longest[0], other.longest[0]), max(self.longest[1], other.longest[1]))
         if self.examples is not None and other.examples is not None:
             self.examples.merge(other.examples)
         self.order = self.order if self.order is not None else other.order
