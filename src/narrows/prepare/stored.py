@@ -31,6 +31,7 @@ from narrows.prepare.words import FITTING
 from narrows.schema import Column, Schema
 
 MISSING_CELLS = 1 << 22  # most cells believed of a bag, or of a column that was all missing: no tensor backs them
+LONGEST_FRAME = 1 << 16  # samples of a spectrum's: a window of that many is allocated
 ROOMS: dict[type, str] = {Series: "series", Vocabulary: "texts", Items: "bags"}
 
 
@@ -112,6 +113,7 @@ def _checked_series(schema: Schema, stored: Mapping[str, Series]) -> dict[str, L
         counts = series.steps > 0 and series.channels > 0 and series.transform in FITTING[column.kind]
         floor = (0, series.channels)[series.transform == "own"]
         counts = counts and (series.transform == "spectra") == (series.spectra is not None) and series.unit > 0
+        counts = counts and (series.spectra is None or series.spectra.frame <= LONGEST_FRAME)
         counts = counts and len(series.floor) == floor and all(0 < least < math.inf for least in series.floor)
         _require(counts and column.grid == series.grid and column.side == series.side, f"steps of {name!r}")
         ragged = is_list(arrow) and channels_of(arrow) == series.channels
