@@ -1,4 +1,4 @@
-"""Rows as a page shows them: pictures for images, lines for long arrays, cells of text for everything else.
+"""Rows as a page shows them: pictures for images, cells of text for scalars; `cards` draws what is wider.
 
 Values pass through `Preparer.restore`, so a reader sees the data's own types and units. What it does not know: which
 rows are worth showing.
@@ -6,6 +6,7 @@ rows are worth showing.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,21 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from markupsafe import Markup
 from torch import Tensor
 
 from narrows.fitted import Model
-from narrows.report.charts import overlay
 from narrows.report.gather import Seen
 from narrows.report.pixels import as_image, data_uri
 from narrows.schema import Column
-from narrows.tasks.values import as_floats
 from narrows.tasks.figures import figure
+from narrows.tasks.shares import as_shares
+from narrows.tasks.values import as_floats
 
 COLUMNS = 16  # table columns side by side: more are only scrolled past
-SERIES = 6  # rows of a long array drawn as lines
 LONG = 12  # cells beyond which an array is drawn, not printed
 TEXT = 28  # characters of a value
+
+FULL = re.compile(r"(?<!u)int(8|16|32)")
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,46 +48,55 @@ class Shown:
 
     Args:
         pictures: image column -> ("original" | "model" | "PCA", image addresses).
-        lines: array column -> charts.
         headings: of the table.
         table: rows of cells.
         left_out: table columns that are not shown.
     """
 
     pictures: list[tuple[str, list[tuple[str, list[str]]]]]
-    lines: list[tuple[str, list[Markup]]]
     headings: list[str]
     table: list[list[Cell]]
     left_out: int
 
 
-def drawing(column: Column) -> Literal["picture", "lines", "text"]:
-    """How values of a column are shown."""
-    if len(column.shape) > 1 and column.cells:
+Drawing = Literal["picture", "lines", "sound", "text", "bag", "cell"]
+BY_KIND: dict[str, Drawing] = {"series": "lines", "audio": "sound", "tokens": "text", "bag": "bag"}
+
+
+def drawing(column: Column) -> Drawing:
+    """How values of a column are shown; `cell` is printed in a table."""
+    if not column.cells or column.kind in BY_KIND:
+        return BY_KIND.get(column.kind, "cell") if column.cells else "cell"
+    if len(column.shape) > 1:
         return "picture"
-    return "lines" if column.shape and column.cells > LONG else "text"
+    return "lines" if column.shape and column.cells > LONG else "cell"
 
 
 class View:
     """Some rows, restored once and shown in several ways."""
 
     def __init__(self, model: Model, rows: Seen) -> None:
-        self.schema, self.rows = model.schema, rows
+        self.schema, self.preparer, self.rows = model.schema, model.preparer, rows
         self.mask = rows.truth.mask().numpy()
         restore = model.preparer.restore
-        self.original = restore(rows.truth.numbers, rows.truth.codes)
-        self.model, self.pca = restore(*rows.model), restore(*rows.pca)
+        numbers = rows.truth.numbers.clone()
+        for column in self.schema:
+            if column.kind == "bag":  # what is restored are shares
+                numbers[:, self.schema.spans[column.name]] = as_shares(numbers[:, self.schema.spans[column.name]])
+        self.restored = {
+            "original": restore(numbers, rows.truth.codes),
+            "model": restore(*rows.model),
+            "pca": restore(*rows.pca),
+        }
 
     def shown(self) -> Shown:
-        """Every column, in the way that suits it."""
-        images, arrays, rest = (
-            [column for column in self.schema if column.cells and drawing(column) == way]
-            for way in ("picture", "lines", "text")
+        """The columns that are pictures or cells of a table."""
+        images, rest = (
+            [column for column in self.schema if column.cells and drawing(column) == way] for way in ("picture", "cell")
         )
         kept = [printed for column in rest[:COLUMNS] for printed in self._printed(column)][:COLUMNS]
         return Shown(
             pictures=[(column.name, self._pictures(column)) for column in images],
-            lines=[(column.name, self._charts(column)) for column in arrays],
             headings=[name for name, _ in kept],
             table=[list(row) for row in zip(*(cells for _, cells in kept), strict=True)],
             left_out=sum(column.cells if column.shape else 1 for column in rest) - len(kept),
@@ -109,26 +119,37 @@ class View:
         return data_uri(as_image(pixels.reshape(column.shape)))
 
     def value(self, column: Column, row: int, which: str = "original") -> str:
-        """One value of a scalar column as text."""
-        rows = {"original": self.original, "model": self.model}[which]
+        """One value of a scalar or text column as text."""
         if which == "original" and not self.mask[row, self.schema.spans[column.name].start]:
             return "missing"
-        return texts(rows[column.name].slice(row, 1))[0]
+        return texts(self.restored[which][column.name].slice(row, 1))[0]
 
-    def chart(self, column: Column, row: int) -> Markup:
-        """One value of an array column as a line, under those of PCA and the model."""
-        rows = {"original": self.original, "pca": self.pca, "model": self.model}
-        lines = {name: as_floats(table[column.name].slice(row, 1))[0] for name, table in rows.items()}
-        lines["original"] = np.where(self.mask[row, self.schema.spans[column.name]], lines["original"], np.nan)
-        return overlay(list(lines.items()), f"row {int(self.rows.index[row])}")
+    def text(self, column: Column, row: int, which: str) -> str:
+        """One whole text."""
+        return str(self.restored[which][column.name][row].as_py() or "")
+
+    def steps(self, column: Column, row: int, which: str) -> Floats:
+        """(steps, channels) one value of an array column: no steps where it is missing."""
+        values = self.restored[which][column.name].slice(row, 1)
+        if isinstance(values.type, pa.FixedShapeTensorType):
+            values = as_floats(values).reshape(*column.shape[:1], -1)
+        else:
+            values = np.array(values[0].as_py() or [], dtype=np.float64)  # None inside becomes NaN
+        steps: Floats = values.reshape(len(values), -1) if len(values) else np.zeros((0, column.grid[-1]))
+        return steps
+
+    def full_scale(self, column: Column) -> float:
+        """What a full wave is: the range of whole numbers, 1 for fractions, more where they go beyond."""
+        found = FULL.search(column.type)
+        if found:
+            return float(2 ** (int(found[1]) - 1))
+        peaks = [np.abs(np.nan_to_num(self.steps(column, row, "original"))) for row in range(len(self.rows.index))]
+        return max(1.0, *(float(peak.max(initial=0.0)) for peak in peaks))
 
     def _pictures(self, column: Column) -> list[tuple[str, list[str]]]:
         kinds = (("original", "original"), ("model", "model"), ("PCA", "pca"))
         count = len(self.rows.index)
         return [(label, [self.picture(column, row, which) for row in range(count)]) for label, which in kinds]
-
-    def _charts(self, column: Column) -> list[Markup]:
-        return [self.chart(column, row) for row in range(min(SERIES, len(self.rows.index)))]
 
     def _printed(self, column: Column) -> list[tuple[str, list[Cell]]]:
         """Headings and cells of a column: one of each, or one for every element of a short array."""
@@ -140,7 +161,7 @@ class View:
                 for row in range(len(tints))
             ]
             return [(column.name, cells)]
-        originals, models = as_floats(self.original[column.name]), as_floats(self.model[column.name])
+        originals, models = (as_floats(self.restored[which][column.name]) for which in ("original", "model"))
         return [
             (
                 name,

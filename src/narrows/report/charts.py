@@ -110,15 +110,15 @@ def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
     """A small chart of lines over the positions of a row, with its lowest and highest value as ticks.
 
     Args:
-        series: CSS class and values (n,) of each line, drawn in order.
+        series: CSS class and values of each line, drawn in order; some may end earlier than others.
         name: what it shows, for readers who cannot see it.
     """
     width, height, left = 280, 120, 44
-    count = len(series[0][1])
+    count = max(len(values) for _, values in series)
     x = Axis(0, max(count - 1, 1), left, width - 4)
     y = Axis.over(np.concatenate([values for _, values in series]), height - 6, 6)
-    keep = np.unique(np.linspace(0, count - 1, min(count, 400)).astype(int))
-    lines = [_line(style, x.at(keep), y.at(values[keep])) for style, values in series]
+    places = [np.unique(np.linspace(0, len(line) - 1, min(len(line), 400)).astype(int)) for _, line in series]
+    lines = [_line(style, x.at(at), y.at(line[at])) for (style, line), at in zip(series, places, strict=True)]
     ends = [t for t in y.ticks(3) if y.low <= t <= y.high]
     grid = _rows(y, ends, left, width - 4)
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from narrows.errors import DataError
 from narrows.fitted import Model
 from narrows.schema import Batch
 from narrows.sources.source import Source
 from narrows.tasks.baseline import Baseline
+from narrows.tasks.features import in_blocks
 from narrows.tasks.keep import Keep
 
 BLOCK = 4_096
@@ -26,19 +28,24 @@ class Seen:
 
     Args:
         index: (n,) position of each row in the data.
-        truth: the prepared rows.
+        truth: the prepared rows, bags written out.
         model: number cells (n, N) and codes (n, M) as the model gives them back.
         pca: as the baseline gives them back.
-        score: (n,).
-        excess: (n, C + terms) what each cell and term cost, beyond what it costs on average over all rows.
+        costs: (n, C + terms) what each cell and term cost.
+        excess: (n, C + terms) the same beyond what it costs on average over all rows.
     """
 
     index: Tensor
     truth: Batch
     model: tuple[Tensor, Tensor]
     pca: tuple[Tensor, Tensor]
-    score: Tensor
+    costs: Tensor
     excess: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """(n,) what each row cost."""
+        return self.costs.sum(1)
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,13 @@ def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: 
     draws = torch.Generator().manual_seed(0)
     rows, costs_sum = 0, torch.zeros(0, dtype=torch.float64)
     for _, whole in model.batches(source):
-        for start in range(0, len(whole), BLOCK):
-            batch = whole[start : start + BLOCK]
+        for batch in in_blocks(whole, model.schema, BLOCK):
             codes, costs = model.codes(batch), model.costs(batch)
             scores, keys = costs.sum(1), torch.rand(len(batch), generator=draws, dtype=torch.float64)
             entire = {"index": torch.arange(rows, rows + len(batch)), "costs": costs}
-            entire |= {"numbers": batch.numbers, "codes": batch.codes, "seen": batch.mask()}
             points.offer(keys, {"code": codes, "score": scores})
-            few.offer(keys, entire)
-            bad.offer(scores, entire)
+            few.offer(keys, entire, batch)
+            bad.offer(scores, entire, batch)
             rows += len(batch)
             costs_sum = costs.sum(0, dtype=torch.float64) + (costs_sum if len(costs_sum) else 0.0)
     mean = (costs_sum / rows).float()
@@ -91,12 +96,11 @@ def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: 
 
 
 def _seen(model: Model, baseline: Baseline, kept: Keep, mean: Tensor) -> Seen:
-    rows = kept.rows
-    truth = Batch(rows["numbers"], rows["codes"], rows["seen"])
-    given = model.cells(model.codes(truth))
-    costs = rows["costs"]
+    if kept.batch is None:
+        raise DataError("no rows", "at least one row to show")
+    truth, costs = kept.batch.dense(), kept.rows["costs"]
     # an unseen cell costs nothing, which is no merit
     hidden = torch.zeros_like(costs, dtype=torch.bool)
-    hidden[:, : rows["seen"].shape[1]] = ~rows["seen"]
+    hidden[:, : model.schema.cells] = ~truth.mask()
     excess = (costs - mean).masked_fill(hidden, 0.0)
-    return Seen(rows["index"], truth, given, baseline.cells(truth), costs.sum(1), excess)
+    return Seen(kept.rows["index"], truth, model.cells(model.codes(truth)), baseline.cells(truth), costs, excess)

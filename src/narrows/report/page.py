@@ -18,9 +18,12 @@ from narrows import __version__
 from narrows.errors import SettingError
 from narrows.files import atomic
 from narrows.fitted import Model
+from narrows.report.cards import card_lists
 from narrows.report.cells import View
+from narrows.report.comparison import column_errors, introduction, notes
 from narrows.report.gather import gather
-from narrows.report.sections import about, bad_rows, code_map, column_errors, training_curves
+from narrows.report.sections import about, code_map, training_curves
+from narrows.report.worst import bad_rows, in_gallery
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
 from narrows.tasks.figures import figure
@@ -47,17 +50,23 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
     baseline = Baseline.of(model, source)
     evaluation = measure(model, source, baseline)
     gathered = gather(model, baseline, source, rows, worst)
+    view, bad = View(model, gathered.sample), bad_rows(model, gathered)
     html = _template().render(
         version=__version__,
         figure=figure,
         source=source.name.rstrip("/").rsplit("/", 1)[-1],  # where it lies is nobody else's business
         about=about(model),
         evaluation=evaluation,
+        headline=evaluation.headline,
+        introduction=introduction(evaluation),
         columns=column_errors(evaluation),
+        notes=notes(evaluation),
         curves=training_curves(model),
-        shown=View(model, gathered.sample).shown(),
+        shown=view.shown(),
+        cards=card_lists(view),
         codes=code_map(gathered),
-        bad=bad_rows(model, gathered),
+        bad=bad,
+        gallery=in_gallery(bad),
         median=figure(float(gathered.scores.median())),
     )
     with atomic(path) as temporary:

@@ -59,9 +59,9 @@ def png(pixels: Pixels) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 
-def data_uri(image: npt.NDArray[np.float64]) -> str:
-    """An image in [0, 1], (h, w) or (h, w, 3), as the address of an <img>."""
-    encoded = base64.b64encode(png(to_bytes(shrunk(image)))).decode("ascii")
+def data_uri(image: npt.NDArray[np.float64], side: int = THUMBNAIL) -> str:
+    """An image in [0, 1], (h, w) or (h, w, 3), as the address of an <img>, no side longer than about `side`."""
+    encoded = base64.b64encode(png(to_bytes(shrunk(image, side)))).decode("ascii")
     return f"data:image/png;base64,{encoded}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import cast
 
 import numpy as np
@@ -15,17 +14,10 @@ from narrows.model.building import choose_networks
 from narrows.model.embed import Embed
 from narrows.model.recipes import Recipe
 from narrows.networks.fused import Fused
-from narrows.report.cells import View, drawing, worst_cells
 from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
-from narrows.schema import Column
-from narrows.tasks.evaluate import terms
-from narrows.tasks.evaluation import GUESSES, ColumnErrors, Evaluation, worst_columns
-from narrows.tasks.figures import figure
 from narrows.tasks.history import records, whole
 
-ERRORS = 60  # columns in the table of errors
-BLAMED = 4  # columns named for a bad row
 EPOCHS = 600  # points of a curve
 QUANTILES = (0.5, 0.75, 0.9, 0.99)
 REASONS = {
@@ -81,7 +73,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def layers(model: Model) -> str:
-    """Widths through the whole network, input to output; of networks over grids, what they read and how wide they end."""
+    """Widths through the whole network, in to out; of networks over grids, what they read and how wide they end."""
     if model.network is None:
         return "the user's own encoder and decoder"
     module, code = model.module, model.latent
@@ -100,31 +92,6 @@ def layers(model: Model) -> str:
 def _kinds(model: Model) -> str:
     kinds = [column.kind for column in model.schema]
     return ", ".join(f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds))
-
-
-@dataclass(frozen=True)
-class ErrorRow:
-    """A column's errors as text, as bars in percent of the longest of the three, and which of model or PCA is best."""
-
-    column: ColumnErrors
-    measure: str
-    figures: list[str]
-    bars: list[float]
-    best: int
-
-
-def column_errors(evaluation: Evaluation) -> list[ErrorRow]:
-    """Rows of the table of errors: at most 60 columns, the worst ones where there are more."""
-    return [_error_row(column) for column in worst_columns(evaluation.columns, ERRORS)]
-
-
-def _error_row(column: ColumnErrors) -> ErrorRow:
-    errors = [getattr(column.errors, name) for name in GUESSES]
-    longest = max((error for error in errors if isfinite(error)), default=0.0) or 1.0
-    bars = [round(100 * error / longest, 1) if isfinite(error) else 0.0 for error in errors]
-    measure = "wrong" if column.measure == "wrong" else f"RMSE {column.unit}".strip()
-    best = -1 if not column.seen else 0 if errors[0] <= errors[1] else 1
-    return ErrorRow(column, measure, [figure(error, column.measure) for error in errors], bars, best)
 
 
 def training_curves(model: Model) -> Markup | None:
@@ -190,70 +157,3 @@ def _flat(codes: torch.Tensor, scores: torch.Tensor) -> tuple[np.ndarray, np.nda
     titles = (f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%})")
     note = f"Two of {size} dimensions, by PCA of the codes: they show {sum(shares):.0%} of the codes' variance."
     return flat[:, 0].numpy(), flat[:, 1].numpy(), titles, note
-
-
-@dataclass(frozen=True)
-class Blame:
-    """A column's part in a bad score: what it cost beyond the average row, and what stood there."""
-
-    name: str
-    excess: str
-    share: float
-    original: str
-    model: str
-    cells: str
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that fits badly."""
-
-    index: int
-    score: str
-    blames: list[Blame]
-    pictures: list[tuple[str, str]]
-    charts: list[Markup]
-
-
-def bad_rows(model: Model, gathered: Gathered) -> list[BadRow]:
-    """The rows of the highest scores, worst first, each with the columns to blame, where there is more than one."""
-    view = View(model, gathered.worst)
-    return [_bad_row(model, view, row) for row in range(len(gathered.worst.index))]
-
-
-def _bad_row(model: Model, view: View, row: int) -> BadRow:
-    images = [column for column in model.schema if drawing(column) == "picture"][:1]
-    arrays = [column for column in model.schema if drawing(column) == "lines"][:1]
-    kinds = (("original", "original"), ("model", "model"), ("cost", "cost"))
-    pictures = [(label, view.picture(column, row, which)) for column in images for label, which in kinds]
-    charts = [view.chart(column, row) for column in arrays]
-    score = figure(float(view.rows.score[row]))
-    return BadRow(int(view.rows.index[row]), score, _blames(model, view, row), pictures, charts)
-
-
-def _blames(model: Model, view: View, row: int) -> list[Blame]:
-    """The columns and terms that cost most; none where a drawing of the only column says it all."""
-    columns, excess = list(model.schema), view.rows.excess[row]
-    costs = [excess[model.schema.spans[column.name]].sum() for column in columns]
-    costs += list(excess[model.schema.cells :])
-    if len(costs) == 1 and drawing(columns[0]) != "text":
-        return []
-    longest = max(float(max(costs)), 1e-30)
-    blames = []
-    for i in worst_cells(torch.stack(costs), BLAMED):
-        cost = float(costs[i])
-        if i < len(columns):
-            blames.append(_blame(view, columns[i], row, cost, 100 * cost / longest))
-        else:
-            name = f"{terms(model)[i - len(columns)]} of the code"
-            blames.append(Blame(name, figure(cost), 100 * cost / longest, "", "", ""))
-    return blames
-
-
-def _blame(view: View, column: Column, row: int, cost: float, share: float) -> Blame:
-    if not column.shape:
-        values = view.value(column, row), view.value(column, row, "model")
-        return Blame(column.name, figure(cost), share, *values, "")
-    cells, names = view.rows.excess[row, view.schema.spans[column.name]], column.cell_names()
-    top = ", ".join(names[i] for i in worst_cells(cells, 3)) if len(column.shape) == 1 else ""
-    return Blame(column.name, figure(cost), share, "", "", top)

@@ -22,7 +22,7 @@ from narrows.tasks.keep import Keep
 
 SAMPLE = 10_000  # rows for randomized PCA
 VALUES = 2**26  # numbers that such a sample may have, bags aside
-SPARE, ROUNDS = 10, 6  # of randomized PCA: directions beside those asked for, and rounds that sharpen them
+SPARE, ROUNDS = 10, 4  # of randomized PCA: directions beside those asked for, and rounds that sharpen them
 
 Floats = npt.NDArray[np.float32]
 Found = tuple[int, Tensor, Tensor]

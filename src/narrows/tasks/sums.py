@@ -20,6 +20,7 @@ from torch import Tensor
 
 from narrows.fitted import Model
 from narrows.metrics import Mask, Spread, bits, explained, perplexity, root_mean, squared_errors, wrong
+from narrows.prepare.series import Series
 from narrows.prepare.tokens import Vocabulary
 from narrows.schema import Batch, Column
 from narrows.tasks.baseline import Baseline
@@ -218,14 +219,10 @@ def sums_of(model: Model, column: Column, baseline: Baseline) -> Sums:
         return Bags(model, column)
     if column.categorical:
         return Categories(model, column)
-    if column.kind in ("series", "audio") and not _has_own_units(column):
-        return Prepared(model, column)
-    return Values(model, column)
-
-
-def _has_own_units(column: Column) -> bool:
-    """Whether each cell of a series or sound is one of its values, all on one scale."""
-    return bool(column.shape) and not column.side and prod(column.shape) == prod(column.grid)
+    layout = model.preparer.layouts.get(column.name)
+    # cells that are not values of the column, or values each row has on a scale of its own, have no common unit
+    unlike = isinstance(layout, Series) and (layout.ragged or layout.transform in ("own", "spectra"))
+    return Prepared(model, column) if unlike else Values(model, column)
 
 
 def _magnitude(model: Model, column: Column) -> float:
