@@ -392,7 +392,7 @@ def test_objects_that_are_no_table_are_told():
     with pytest.raises(DataError, match="real and imaginary parts"):
         fit(NUMBERS + 1j)
     with pytest.raises(DataError, match="column 'd' is of type list"):
-        fit(pa.table({"d": [[1, 2]]}))
+        fit(pa.table({"d": [["a", "b"]]}))
     with pytest.raises(DataError, match="'x0' mixes kinds of values"):
         fit(np.array([["a", 1], [2, "b"]], object))
     with pytest.raises(DataError, match="more than one column named 'a'"):
@@ -405,7 +405,7 @@ DAMAGED = {
     "cut short": (lambda b: b[: len(b) // 2], "cut short, damaged"),
     "a byte off": (lambda b: b[:-40] + bytes([b[-40] ^ 255]) + b[-39:], "does not match|do not match its checksum"),
     "foreign": (lambda b: b"PK\x03\x04" + b"0" * 500, "no model file"),
-    "newer": (lambda b: b.replace(b'\\"format\\":1', b'\\"format\\":9'), "a newer version of narrows"),
+    "newer": (lambda b: re.sub(rb"format..:\d+", lambda m: m[0][:-1] + b"9", b), "a newer version of narrows"),
     "empty": (lambda b: b"", "no model file"),
 }
 

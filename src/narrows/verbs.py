@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -199,7 +200,9 @@ def _matrix(raw: pa.RecordBatch, names: list[str]) -> np.ndarray:
     if raw.num_columns == 1 and isinstance(raw.column(0), pa.FixedShapeTensorArray):
         tensor: np.ndarray = raw.column(0).to_numpy_ndarray()
         return tensor
-    raw = raw.select(names) if set(names) <= set(raw.schema.names) else raw
+    others = set(raw.schema.names) - set(names)  # what `encode` wrote beside the codes: paths, labels, starts
+    if set(names) <= set(raw.schema.names) and not any(re.fullmatch(r"z\d+", name) for name in others):
+        raw = raw.select(names)
     for name, kind in zip(raw.schema.names, raw.schema.types, strict=True):
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise DataError(f"column {name!r} of type {kind} among codes", "numbers")

@@ -23,7 +23,9 @@ from narrows.model.recipes import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.networks.fused import Celled, CellHeads, Fused, Parted
-from narrows.networks.grids import Grid
+from narrows.networks.grids import Grid, GridNetwork
+from narrows.networks.recurrent import Recurrent
+from narrows.networks.transformer import Transformer
 from narrows.schema import Column, Schema
 
 SMALL = 1024  # cells of an image up to which dense layers reach lower errors than convolutions in the same time
@@ -138,7 +140,7 @@ def _over_grids(
         column, start = schema[name], likelihood.spans[name].start
         outputs = column.levels + 1 if column.categorical else column.grid[-1]
         grid = Grid(positions(column), embed.channels(index), outputs)
-        encoder, decoder = network.named(word).pair(grid)
+        encoder, decoder = _settings(network, word, column).pair(grid)
         encoders.append(encoder)
         decoders.append(decoder)
         spans.append(slice(start, start + grid.count * outputs))
@@ -147,6 +149,14 @@ def _over_grids(
     outside = rest + sum(decoder.width for decoder in decoders)
     down, up = _joining(network.dense, bool(rest)).build(inside, code.features, code.size, outside)
     return embed, Fused(encoders, down), Parted(up, decoders, spans, likelihood.width)
+
+
+def _settings(network: Network, word: str, column: Column) -> GridNetwork:
+    """The settings for a column: what is said token by token is read that way, unless the user says otherwise."""
+    settings = network.named(word)
+    if column.categorical and isinstance(settings, Recurrent | Transformer) and settings.autoregressive is None:
+        return replace(settings, autoregressive=True)
+    return settings
 
 
 def _joining(dense: Dense, mixed: bool) -> Dense:

@@ -195,7 +195,7 @@ def normed(settings: Conv, width: int) -> list[nn.Module]:
 
     Over all channels at once: with eight groups torch 2.13 takes ten times as long in bfloat16, channels last.
     """
-    norm = [nn.GroupNorm(1, width)] if settings.norm == "layer" and width > 1 else []
+    norm = [nn.GroupNorm(1, width, affine=False)] if settings.norm == "layer" and width > 1 else []
     return [*norm, activation(settings.activation)]
 
 

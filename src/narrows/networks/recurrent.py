@@ -39,8 +39,8 @@ class Recurrent:
     bidirectional: bool = True
     """Whether the encoder also reads from the end."""
 
-    autoregressive: bool = False
-    """Whether the decoder reads at each step what stood at the step before."""
+    autoregressive: bool | None = None
+    """Whether the decoder reads at each step what stood at the step before; by default of texts."""
 
     word_dropout: float = 0.0
     """Share of the steps that an autoregressive decoder does not get to read in training (Bowman et al. 2016)."""
@@ -59,7 +59,7 @@ class Recurrent:
                 raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
         if not (isinstance(self.word_dropout, float | int) and 0 <= self.word_dropout <= 1):
             raise SettingError(f"word_dropout={self.word_dropout!r}", "a share from 0 to 1")
-        if self.word_dropout and not self.autoregressive:
+        if self.word_dropout and self.autoregressive is False:
             raise SettingError("word_dropout without autoregressive", "autoregressive=True with it")
 
     def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
@@ -111,7 +111,7 @@ class RecurrentDecoder(GridDecoder):
 
     def __init__(self, settings: Recurrent, grid: Grid) -> None:
         super().__init__()
-        self.autoregressive, self.word_dropout = settings.autoregressive, settings.word_dropout
+        self.autoregressive, self.word_dropout = bool(settings.autoregressive), settings.word_dropout
         self.units, (self.steps,) = settings.units, grid.positions
         self.width = settings.layers * settings.units
         self.told = linear(self.width, settings.units, "identity", None)

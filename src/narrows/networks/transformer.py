@@ -40,8 +40,8 @@ class Transformer:
     patch: int | None = None
     """Positions a side that make one token; by default 1 for up to 64 tokens or autoregressive, and more beyond."""
 
-    autoregressive: bool = False
-    """Whether the decoder reads at each token what stood at the tokens before."""
+    autoregressive: bool | None = None
+    """Whether the decoder reads at each token what stood at the tokens before; by default of texts."""
 
     dropout: float = 0.0
     """Share of what attention and perceptrons add that is silenced in training."""
@@ -121,7 +121,7 @@ class TransformerDecoder(GridDecoder):
 
     def __init__(self, settings: Transformer, grid: Grid, patch: int) -> None:
         super().__init__()
-        self.autoregressive, self.patch, self.grid = settings.autoregressive, patch, grid
+        self.autoregressive, self.patch, self.grid = bool(settings.autoregressive), patch, grid
         self.width, width, inside = QUERIES * settings.width, settings.width, patch ** len(grid.positions)
         self.patches = patches(grid.positions, patch)
         # autoregressive, the vector's last token says the first patch, and the last patch is never read

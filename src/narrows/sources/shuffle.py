@@ -62,6 +62,9 @@ class Shuffle:
         split: its validation rows are left out; None: every row is for training.
         seed: of the order; the order of an epoch depends on nothing but the source, this and the window.
         window: rows to permute at a time, at least 1.
+
+    Attributes:
+        lanes: pieces that are read side by side.
     """
 
     def __init__(self, source: Source, split: Split | None, seed: int, window: int) -> None:
@@ -71,13 +74,8 @@ class Shuffle:
         most = max(1, min(SIDE_BY_SIDE, _OPEN_BYTES // source.open_bytes))
         rounds = max(1, -(-len(source.pieces) // most))
         # rounds alike: a short last one would end the epoch on rows of few pieces, and training would forget the rest
-        self._lanes = max(1, -(-len(source.pieces) // rounds))
-        self._block = -(-window // self._lanes)
-
-    @property
-    def lanes(self) -> int:
-        """Pieces that are read side by side."""
-        return self._lanes
+        self.lanes = max(1, -(-len(source.pieces) // rounds))
+        self._block = -(-window // self.lanes)
 
     def parts(
         self, epoch: int, position: Mapping[str, int] | None = None
@@ -124,8 +122,8 @@ class Shuffle:
 
     def _blocks(self, order: NDArray[np.intp], start: _Place) -> Iterator[tuple[_Place, int, pa.RecordBatch]]:
         """All rows from a place on, as (place, id of the first row, rows of one block)."""
-        for pieces in range(start.pieces, len(order), self._lanes):
-            opened = [self.source.pieces[place] for place in order[pieces : pieces + self._lanes]]
+        for pieces in range(start.pieces, len(order), self.lanes):
+            opened = [self.source.pieces[place] for place in order[pieces : pieces + self.lanes]]
             block, first = (start.block, start.rows) if pieces == start.pieces else (0, 0)
             lanes = [
                 _Lane(self.source.read(piece, self._row_of(lane, block, first, len(opened))))
