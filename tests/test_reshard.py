@@ -163,6 +163,14 @@ def test_levels_that_differ_from_piece_to_piece_are_shuffled(tmp_path):
     assert back["level"].to_pylist() == ["a", "b", "c", "b"]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_levels_may_together_need_wider_codes(tmp_path, shuffle):
+    names = [[f"{part}{i}" for i in range(100)] for part in "ab"]
+    chunks = [pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), each) for each in names]
+    reshard(pa.table({"n": range(200), "level": pa.chunked_array(chunks)}), tmp_path / "out", shuffle=shuffle)
+    assert rows_of(tmp_path / "out").sort_by("n")["level"].to_pylist() == names[0] + names[1]
+
+
 class Breaks:
     """A source that breaks, or is interrupted, after some rows."""
 

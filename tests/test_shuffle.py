@@ -184,6 +184,14 @@ def test_texts_levels_and_images_go_through_a_shuffle(tmp_path):
     np.testing.assert_array_equal(shuffled[np.argsort(shuffled[:, 0, 0])], array)
 
 
+def test_levels_of_two_pieces_may_need_wider_codes():
+    names = [[f"{part}{i}" for i in range(100)] for part in "ab"]
+    chunks = [pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), each) for each in names]
+    table = pa.table({"level": pa.chunked_array(chunks)})
+    ((window, _),) = windows_of(Shuffle(open_source(table), None, 0, 200), 0)
+    assert sorted(window["level"].to_pylist()) == sorted(names[0] + names[1])
+
+
 def held(split, table, step=10_000):
     """The whole column of decisions, read in batches of `step` rows with ids counted from 0."""
     batches = table.to_batches(max_chunksize=step)

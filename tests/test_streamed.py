@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,3 +209,34 @@ def test_the_interpreter_ends(name):
     script = textwrap.dedent(SCRIPT.format(tests=str(__file__).rpartition("/")[0], ending=ending))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == code and words in done.stderr, done.stderr
+
+
+PEAK = """
+    import sys, torch
+    from pathlib import Path
+    from narrows.rows import Rows
+    from narrows.sources.source import open_source
+    from narrows.train.settings import Training
+    rows = Rows(open_source(sys.argv[1]), 0.1, Training(budget=1e8), 0)
+    count = sum(len(batch) for batch, _ in rows.streams(torch.device("cpu"))[0].epoch(0))
+    assert not rows.resident and count == rows.count
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak memory")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """The peak of a process that learns from a folder and streams it, at two million rows of 32 floats and at six."""
+    cells = np.random.default_rng(0).normal(size=(32, 1_000_000)).astype(np.float32)
+    table = pa.table(list(cells), names=[f"x{i}" for i in range(32)])
+    peaks = []
+    for files in (2, 6):
+        (tmp_path / str(files)).mkdir()
+        for file in range(files):
+            pq.write_table(table, tmp_path / str(files) / f"{file}.parquet", row_group_size=125_000)
+        words = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / str(files))]
+        peaks.append(int(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout))
+    assert max(peaks) < 1000
+    assert peaks[1] < 1.1 * peaks[0]

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from narrows.errors import DataError, SettingError
 from narrows.files import atomic, atomic_folder
+from narrows.sources.shuffle import wide_codes, widened
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import mix64
 
@@ -69,19 +70,20 @@ def reshard(
     if rows_per_group < 1:
         raise SettingError(f"rows_per_group={rows_per_group}", "at least 1")
     source = open_source(data)
-    with naming(source), _output(out, source.schema) as files:
-        rows = _told(source, progress)
+    schema = wide_codes(source.schema)
+    with naming(source), _output(out, schema) as files:
+        rows = _told(source, schema, progress)
         if not shuffle:
             return files.write(_cut((batch for _, batch in rows), rows_per_group, GROUP_BYTES))
         with TemporaryDirectory(prefix=".reshard.", dir=Path(out).resolve().parent) as scratch:
             return files.write(_cut(_shuffled(rows, seed, Path(scratch)), rows_per_group, GROUP_BYTES))
 
 
-def _told(source: Source, progress: Progress | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _told(source: Source, schema: pa.Schema, progress: Progress | None) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of a source, with all that it knows of the columns."""
     done = 0
     for row_id, batch in source.batches():
-        yield row_id, pa.RecordBatch.from_arrays(batch.columns, schema=source.schema)
+        yield row_id, widened(batch, schema)
         done += batch.num_rows
         if progress:
             progress(done, source.rows)

@@ -17,7 +17,7 @@ together, or one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -188,10 +188,30 @@ class _Part:
     def rows(self) -> pa.RecordBatch:
         """What was taken, in order."""
         mask = np.concatenate(self._masks)
-        columns = zip(*(block.columns for block in self._blocks), strict=True)
-        arrays = self._blocks[0].columns if len(self._blocks) == 1 else [pa.concat_arrays(each) for each in columns]
-        joined = pa.RecordBatch.from_arrays(arrays, schema=self._blocks[0].schema)
+        joined = self._blocks[0] if len(self._blocks) == 1 else joined_rows(self._blocks)
         return joined if mask.all() else joined.filter(pa.array(mask))
+
+
+def joined_rows(blocks: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One batch of all rows, of the schema that `wide_codes` makes of theirs."""
+    schema = wide_codes(blocks[0].schema)
+    columns = zip(*(widened(block, schema).columns for block in blocks), strict=True)
+    return pa.RecordBatch.from_arrays([pa.concat_arrays(each) for each in columns], schema=schema)
+
+
+def wide_codes(schema: pa.Schema) -> pa.Schema:
+    """The schema with int32 codes for dictionaries: those of several batches together may need more than int8."""
+    for place, field in enumerate(schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind) and kind.index_type != pa.int32():
+            schema = schema.set(place, field.with_type(pa.dictionary(pa.int32(), kind.value_type, kind.ordered)))
+    return schema
+
+
+def widened(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows in the schema that `wide_codes` made of theirs."""
+    pairs = zip(rows.columns, schema.types, strict=True)
+    return pa.RecordBatch.from_arrays([a if a.type == kind else a.cast(kind) for a, kind in pairs], schema=schema)
 
 
 def _permutation(count: int, *key: int) -> NDArray[np.intp]:
