@@ -12,7 +12,7 @@ all rows. The thread takes turns with training on the machine's cores, and knows
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
@@ -80,11 +80,8 @@ class Streamed:
                     before, done = window.behind, 0
             finally:
                 closed.set()
-        windows.close()
 
-    def _windows(
-        self, number: int, position: Mapping[str, int] | None, closed: Event
-    ) -> Generator[_Window, None, None]:
+    def _windows(self, number: int, position: Mapping[str, int] | None, closed: Event) -> Iterator[_Window]:
         """Prepared windows, until nobody wants more."""
         parts: list[Batch] = []
         for raw, end in self.shuffle.parts(number, position):
@@ -92,9 +89,9 @@ class Streamed:
                 return
             parts.append(self.preparer.prepare(raw))
             if end is not None:
-                rows = parts[0] if len(parts) == 1 else Batch.concat(parts)
+                rows, order = Batch.concat(parts).to(self.device), torch.from_numpy(end.order).to(self.device)
                 parts = []
-                yield _Window(rows.to(self.device), torch.from_numpy(end.order).to(self.device), end.position)
+                yield _Window(rows, order, end.position)
 
     def _batches(self, window: _Window, before: dict[str, int], done: int) -> Iterator[tuple[Batch, dict[str, int]]]:
         """The batches of a window behind the first `done`."""
