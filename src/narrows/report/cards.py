@@ -44,10 +44,11 @@ class Cards:
 
     Args:
         view: the rows, restored.
+        titled: whether a card says which row it is of.
     """
 
-    def __init__(self, view: View) -> None:
-        self.view, self.schema, self.rows = view, view.schema, view.rows
+    def __init__(self, view: View, titled: bool = True) -> None:
+        self.view, self.schema, self.rows, self.titled = view, view.schema, view.rows, titled
 
     def of(self, column: Column) -> list[Markup]:
         """A card for each row, as many as suit the kind."""
@@ -58,8 +59,8 @@ class Cards:
         draw = {"lines": self._lines, "text": self._text, "sound": self._sound, "bag": self._bag}
         return draw[drawing(column)](column, row)
 
-    def _title(self, row: int) -> str:
-        return f"row {int(self.rows.index[row]):,}"
+    def _title(self, row: int, *more: str) -> str:
+        return ", ".join([f"row {int(self.rows.index[row]):,}"] * self.titled + list(more))
 
     def _lines(self, column: Column, row: int) -> Markup:
         """A chart for each channel: the original under PCA and the model, nothing where nothing was."""
@@ -70,7 +71,8 @@ class Cards:
         charts = []
         for channel in range(min(CHANNELS, lines["original"].shape[1])):
             name = names[channel] if len(names) > channel else f"channel {channel + 1}"
-            drawn = overlay([(style, values[:, channel]) for style, values in lines.items()], self._title(row))
+            title = f"row {int(self.rows.index[row])}, {name}"
+            drawn = overlay([(style, values[:, channel]) for style, values in lines.items()], title)
             charts.append(Markup("<figcaption>{}</figcaption>").format(name) if len(names) > 1 else Markup(""))
             charts.append(drawn)
         return Markup("<figure>{}</figure>").format(Markup("").join(charts))
@@ -85,13 +87,12 @@ class Cards:
         span = self.schema.spans[column.name]
         seen = int(self.view.mask[row, span].sum())
         if not seen:
-            return Markup('<div class="soft">{}: missing</div>').format(self._title(row))
+            return Markup('<div class="diff"><span class="soft">{}</span></div>').format(self._title(row, "missing"))
         texts = [self.view.text(column, row, which) for which in ("original", "model")]
         each = float(self.rows.costs[row, span].sum()) / log(2) / seen
         ours, theirs = differing(*texts)
-        head = f"{self._title(row)}, {figure(each)} bits a token"
         frame = '<div class="diff"><span class="soft">{}</span><div>{}</div><div class="model">{}</div></div>'
-        return Markup(frame).format(head, ours, theirs)
+        return Markup(frame).format(self._title(row, f"{figure(each)} bits a token"), ours, theirs)
 
     def _sound(self, column: Column, row: int) -> Markup:
         """Spectra of the three, those of original and model with a player, on one scale of loudness."""
@@ -103,8 +104,9 @@ class Cards:
         played = bool(column.rate) and (row + 1) * 2 * int(SECONDS * rate) * 2 * 4 / 3 <= PLAYED
         parts = []
         for word, style in (STYLES[0], STYLES[2], STYLES[1]):
-            image = Markup('<figcaption>{}</figcaption><img class="spectrum" alt="{} of {}" src="{}">').format(
-                word, word, self._title(row), picture(spectra[style], loudest)
+            caption = self._title(row, word) if style == "original" else word
+            image = Markup('<figcaption>{}</figcaption><img class="spectrum" alt="{} of row {}" src="{}">').format(
+                caption, word, int(self.rows.index[row]), picture(spectra[style], loudest)
             )
             player = Markup('<audio controls preload="none" src="{}"></audio>')
             parts.append(image + (player.format(playable(waves[style], rate)) if played and style != "pca" else ""))
@@ -124,16 +126,16 @@ class Cards:
                 Markup('<tr{}><td class="name">{}</td><td class="num">{}</td></tr>').format(
                     Markup("") if counts[cell] > 0 else Markup(' class="soft"'),
                     _short(str(names[cell]) if names else str(cell)),
-                    figure(value),
+                    _amount(value),
                 )
                 for value, cell in zip(top.values.tolist(), top.indices.tolist(), strict=True)
                 if value > 0
             ]
             head = Markup('<tr><th scope="col">{}</th><th></th></tr>').format(word)
             columns.append(Markup("<table>{}{}</table>").format(head, Markup("").join(lines)))
-        return Markup('<figure><figcaption>{}, {} in all</figcaption><div class="bag">{}</div></figure>').format(
-            self._title(row), figure(float(counts.sum())), Markup("").join(columns)
-        )
+        title = self._title(row, f"{_amount(float(counts.sum()))} in all")
+        frame = '<figure><figcaption>{}</figcaption><div class="bag">{}</div></figure>'
+        return Markup(frame).format(title, Markup("").join(columns))
 
 
 def card_lists(view: View) -> list[CardList]:
@@ -144,3 +146,8 @@ def card_lists(view: View) -> list[CardList]:
 
 def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _amount(value: float) -> str:
+    """A count, as a whole number where it is one."""
+    return f"{value:,.0f}" if value == round(value) else "< 0.01" if value < 0.01 else f"{value:,.2f}"

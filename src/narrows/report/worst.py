@@ -45,7 +45,7 @@ class BadRow:
 def bad_rows(model: Model, gathered: Gathered) -> list[BadRow]:
     """The rows of the highest scores, worst first, each with the columns to blame, where there is more than one."""
     view = View(model, gathered.worst)
-    cards = Cards(view)
+    cards = Cards(view, titled=False)
     return [_bad_row(model, view, cards, row) for row in range(len(gathered.worst.index))]
 
 
