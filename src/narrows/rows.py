@@ -209,6 +209,9 @@ class Rows:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
         thinned, at = Thinned(self._limit), 0
         for first, raw in self.source.batches():
+            if self.split is not None and not self.resident:  # the others are prepared when they are streamed
+                thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
+                continue
             rows = self.preparer.prepare(raw, first)
             if weight is not None:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
@@ -275,9 +278,11 @@ class Thinned:
         offset = -self.met % self.stride
         self.met += len(rows)
         if offset < len(rows):
-            self.kept.append(rows[offset :: self.stride])
+            # copies: a slice would keep all the rows that it leaves out in memory
+            self.kept.append(rows[torch.arange(offset, len(rows), self.stride)])
         while sum(map(len, self.kept)) > self.limit:
-            self.kept = [Batch.concat(self.kept)[::2]]
+            whole = Batch.concat(self.kept)
+            self.kept = [whole[torch.arange(0, len(whole), 2)]]
             self.stride *= 2
 
     def batch(self) -> Batch | None:

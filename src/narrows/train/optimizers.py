@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,23 +163,34 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Move every matrix that has a gradient; those of one shape are made orthogonal together."""
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    update = self._update(matrix, matrix.grad, group["momentum"])
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    longer = max(self._views.get(matrix, matrix.shape)[-2:])
-                    matrix.add_(update, alpha=-0.2 * math.sqrt(longer) * group["lr"])
+            alike: dict[tuple[int, ...], list[Tensor]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault(tuple(self._views.get(weight, weight.shape))[-2:], []).append(weight)
+            for shape, weights in alike.items():
+                self._move(weights, shape, group)
 
-    def _update(self, matrix: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-        state = self.state[matrix]
+    def _move(self, weights: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
+        """Move weights that are stacks of matrices of one shape."""
+        ahead = [self._ahead(weight, group["momentum"]) for weight in weights]
+        if len(weights) == 1 and ahead[0].shape == shape:
+            updates = [orthogonal(ahead[0])]
+        else:
+            stacks = [gradient.reshape(-1, *shape) for gradient in ahead]
+            updates = list(torch.split(orthogonal(torch.cat(stacks)), [len(stack) for stack in stacks]))
+        for weight, update in zip(weights, updates, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update.reshape(weight.shape), alpha=-0.2 * math.sqrt(max(shape)) * group["lr"])
+
+    def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
+        """The gradient, averaged over steps and a step ahead (Nesterov)."""
+        gradient, state = cast(Tensor, weight.grad), self.state[weight]
         if not state:
-            state["average"] = torch.zeros_like(matrix)
+            state["average"] = torch.zeros_like(weight)
         average = state["average"].lerp_(gradient, 1 - momentum)
-        ahead = gradient.lerp(average, momentum)
-        view = self._views.get(matrix, ahead.shape)
-        return orthogonal(ahead.reshape(view)).reshape(ahead.shape)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
