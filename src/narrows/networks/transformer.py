@@ -1,8 +1,9 @@
 """Transformer encoder and decoder (Vaswani et al. 2017) of texts, series, images in patches, and cells of tables.
 
 Every token looks at every other, so the cost grows with the square of their number: long grids are cut into patches.
-The vector is what four learnt queries pick from the tokens; the decoder reads it as four tokens of its own, before
-those of the positions. Autoregressive, the decoder's tokens look only back, and stand for what was said before.
+The encoder's vector is what four learnt queries pick from the tokens. The decoder's vector is a token for each patch:
+on heartbeats that left less than half the error of tokens that had to look the code up. Autoregressive, its
+vector is four tokens before those of what was said, which look only back.
 What this file does not know: what stands at a position.
 """
 
@@ -115,33 +116,32 @@ class TransformerEncoder(GridEncoder):
 
 
 class TransformerDecoder(GridDecoder):
-    """The vector's tokens, then one for each patch: its learnt place or, autoregressively, the patch before it."""
+    """The vector's tokens through blocks; autoregressive, each further token is the patch before the one it says."""
 
     inside: Tensor
 
     def __init__(self, settings: Transformer, grid: Grid, patch: int) -> None:
         super().__init__()
         self.autoregressive, self.patch, self.grid = bool(settings.autoregressive), patch, grid
-        self.width, width, inside = QUERIES * settings.width, settings.width, patch ** len(grid.positions)
-        self.patches = patches(grid.positions, patch)
-        # autoregressive, the vector's last token says the first patch, and the last patch is never read
-        tokens = prod(self.patches) + QUERIES - (1 if self.autoregressive else 0)
-        self.places = nn.Parameter(torch.randn(1, tokens, width))
+        self.patches, channels = patches(grid.positions, patch), patch ** len(grid.positions)
+        self.told = QUERIES if self.autoregressive else prod(self.patches)
+        self.width = self.told * settings.width
         if self.autoregressive:
-            self.token = linear(grid.inputs * inside, width, "identity", None)
+            self.token = linear(grid.inputs * channels, settings.width, "identity", None)
+            # the vector's last token says the first patch, and the last patch is never read
+            self.places = nn.Parameter(torch.randn(1, QUERIES + prod(self.patches) - 1, settings.width))
             # (1, S, positions of a patch): those that do not stick out
             whole = folded(torch.ones(1, *grid.positions, 1), patch).flatten(1, -2) > 0
             self.register_buffer("inside", whole, persistent=False)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.said = linear(width, grid.outputs * inside, "identity", None)
+        self.norm = nn.LayerNorm(settings.width, elementwise_affine=False)
+        self.said = linear(settings.width, grid.outputs * channels, "identity", None)
 
     def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
         """(B, width) -> (B, *positions, outputs)"""
-        told = vector.view(-1, QUERIES, self.width // QUERIES)
+        told = vector.reshape(-1, self.told, self.width // self.told)
         if not self.autoregressive:
-            tokens = F.pad(told, [0, 0, 0, prod(self.patches)]) + self.places
-            said = self._said(tokens)[:, QUERIES:]
+            said = self._said(told)
         elif targets is None:
             said = self._run_freely(told, needed(feedback))
         else:
@@ -171,27 +171,29 @@ class TransformerDecoder(GridDecoder):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each added to what it reads normalized (pre-norm; Xiong et al. 2020)."""
+    """Attention and a perceptron, each added to what it reads normalized (pre-norm; Xiong et al. 2020).
+
+    What n branches add is divided by n, as steps of the same size move all of them the same way: scaling only how
+    they start (Radford et al. 2019) left 25 blocks stuck that train like one with it.
+    """
 
     def __init__(self, settings: Transformer) -> None:
         super().__init__()
-        width, among = settings.width, 2 * settings.layers
+        width = settings.width
+        self.share = 1 / (2 * settings.layers)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = Attention(width, settings.heads)
-        last = linear(4 * width, width, "gelu", None)
+        last = linear(4 * width, width, "identity", None)
         self.perceptron = nn.Sequential(linear(width, 4 * width, "gelu", None), nn.GELU(), last)
         self.dropout = nn.Dropout(settings.dropout)
-        with torch.no_grad():  # what n blocks add must not grow with n (Radford et al. 2019)
-            for layer in (self.attention.said, last):
-                layer.weight /= among**0.5
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: Cache | None = None
     ) -> Tensor:
         """(B, S, width), as it came."""
         normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, normed, mask, causal, cache))
-        added: Tensor = x + self.dropout(self.perceptron(self.norm(x)))
+        x = x + self.share * self.dropout(self.attention(normed, normed, mask, causal, cache))
+        added: Tensor = x + self.share * self.dropout(self.perceptron(self.norm(x)))
         return added
 
 
