@@ -133,13 +133,13 @@ class RecurrentDecoder(GridDecoder):
             return self._run(told + self.places, states)
         if targets is None:
             return self._run_freely(told, states, needed(feedback))
-        shifted = torch.cat([self.start.expand(len(vector), 1, -1).to(targets.dtype), targets[:, :-1]], dim=1)
+        shifted = torch.cat([self.start.expand(vector.shape[0], 1, -1).to(targets.dtype), targets[:, :-1]], dim=1)
         if self.training and self.word_dropout:
             shifted = shifted * (torch.rand(shifted.shape[:2], device=vector.device) >= self.word_dropout)[..., None]
         return self._run(told + self.read(shifted), states)
 
     def _run_freely(self, told: Tensor, states: list[State], feedback: Feedback) -> Tensor:
-        before, outputs = self.start.expand(len(told), 1, -1), []
+        before, outputs = self.start.expand(told.shape[0], 1, -1), []
         for _ in range(self.steps):
             outputs.append(self._run(told + self.read(before), states))
             before = feedback(outputs[-1][:, 0])[:, None]
@@ -176,7 +176,7 @@ def recurrent(cell: Cell, inputs: int, units: int) -> nn.GRU | nn.LSTM:
 def last_present(x: Tensor, present: Tensor | None) -> Tensor:
     """(B, 1), the last step of each row that is present; the first where none is."""
     if present is None:
-        return torch.full((len(x), 1), x.shape[1] - 1, device=x.device)
+        return torch.full((x.shape[0], 1), x.shape[1] - 1, device=x.device)
     steps = torch.arange(x.shape[1], device=x.device)
     return (present * steps).amax(dim=1, keepdim=True)
 

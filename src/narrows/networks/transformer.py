@@ -106,7 +106,7 @@ class TransformerEncoder(GridEncoder):
         mask = None if present is None else self._mask(present)
         for block in self.blocks:
             tokens = block(tokens, mask=mask)
-        picked: Tensor = self.pool(self.queries.expand(len(x), -1, -1), self.norm(tokens), mask=mask)
+        picked: Tensor = self.pool(self.queries.expand(x.shape[0], -1, -1), self.norm(tokens), mask=mask)
         return picked.flatten(1)
 
     def _mask(self, present: Tensor) -> Tensor:
