@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite, isnan
 
-from narrows.tasks.evaluation import GUESSES, Errors, Evaluation, worst_columns
+from narrows.tasks.evaluation import GUESSES, Errors, Evaluation, better, worst_columns
 from narrows.tasks.figures import figure
 
 ERRORS = 60  # columns in the table of errors
@@ -74,5 +74,4 @@ def _error_row(name: str, words: str, measure: str, errors: Errors, r2: str) -> 
     values = [getattr(errors, guess) for guess in GUESSES]
     longest = max((value for value in values if isfinite(value)), default=0.0) or 1.0
     bars = [round(100 * value / longest, 1) if isfinite(value) else -1.0 for value in values]
-    best = -1 if isnan(errors.model) else 1 if errors.pca < errors.model else 0
-    return ErrorRow(name, words, [figure(value, measure) for value in values], bars, best, r2)
+    return ErrorRow(name, words, [figure(value, measure) for value in values], bars, better(errors), r2)

@@ -80,16 +80,15 @@ def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: 
     points, few, bad = Keep(POINTS), Keep(shown), Keep(worst)
     draws = torch.Generator().manual_seed(0)
     rows, costs_sum = 0, torch.zeros(0, dtype=torch.float64)
-    for _, whole in model.batches(source):
-        for batch in in_blocks(whole, model.schema, BLOCK):
-            codes, costs = model.codes(batch), model.costs(batch)
-            scores, keys = costs.sum(1), torch.rand(len(batch), generator=draws, dtype=torch.float64)
-            entire = {"index": torch.arange(rows, rows + len(batch)), "costs": costs}
-            points.offer(keys, {"code": codes, "score": scores})
-            few.offer(keys, entire, batch)
-            bad.offer(scores, entire, batch)
-            rows += len(batch)
-            costs_sum = costs.sum(0, dtype=torch.float64) + (costs_sum if len(costs_sum) else 0.0)
+    for batch in in_blocks((batch for _, batch in model.batches(source)), model.schema, BLOCK):
+        codes, costs = model.codes(batch), model.costs(batch)
+        scores, keys = costs.sum(1), torch.rand(len(batch), generator=draws, dtype=torch.float64)
+        entire = {"index": torch.arange(rows, rows + len(batch)), "costs": costs}
+        points.offer(keys, {"code": codes, "score": scores})
+        few.offer(keys, entire, batch)
+        bad.offer(scores, entire, batch)
+        rows += len(batch)
+        costs_sum = costs.sum(0, dtype=torch.float64) + (costs_sum if len(costs_sum) else 0.0)
     mean = (costs_sum / rows).float()
     sample, worst_rows = (_seen(model, baseline, kept, mean) for kept in (few, bad))
     return Gathered(rows, points.rows["code"], points.rows["score"], sample, worst_rows)

@@ -137,10 +137,9 @@ def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
 
 def _counted(batches: Iterator[Batch], schema: Schema, unigram: Unigram) -> Iterator[Batch]:
     """The rows block by block, counted on their way."""
-    for batch in batches:
-        for block in in_blocks(batch, schema, BLOCK):
-            unigram.add(block)
-            yield block
+    for block in in_blocks(batches, schema, BLOCK):
+        unigram.add(block)
+        yield block
 
 
 def _check(part: Part, schema: Schema, code: int) -> None:

@@ -60,9 +60,8 @@ def measure(model: Model, source: Source, baseline: Baseline) -> Evaluation:
         DataError: as `evaluate`.
     """
     tally = _Tally(model, baseline)
-    for _, batch in model.batches(source):
-        for rows in in_blocks(batch, model.schema, BLOCK):
-            tally.add(rows)
+    for rows in in_blocks((batch for _, batch in model.batches(source)), model.schema, BLOCK):
+        tally.add(rows)
     if not tally.rows:
         raise DataError(f"no rows in {source.name}", "at least one row to evaluate")
     return tally.result()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite, isnan, nan, prod
 from typing import TYPE_CHECKING, Any
 
-from narrows.tasks.figures import NONE, figure
+from narrows.tasks.figures import figure
 from narrows.tasks.heldout import HeldOut
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class Evaluation:
         if exact and all(column.wrong.model == 0 for column in self.columns if column.measure == "bits"):
             return "Every row came back exactly."
         texts = [c for c in self.columns if c.measure == "bits" and c.seen] if self.total.model >= 0 else []
-        beside = "; ".join(f"{_short(c.name)} {_against(c.words, c.errors, 'the unigram')}" for c in texts[:TEXTS])
-        return f"{self._verdict} {beside[:1].upper()}{beside[1:]}{'.' if beside else ''}".rstrip()
+        beside = "; ".join(_of_text(column) for column in texts[:TEXTS])
+        return f"{self._verdict} And {beside}." if beside else self._verdict
 
     @property
     def _verdict(self) -> str:
@@ -218,12 +218,14 @@ class Evaluation:
         shown = worst_columns(self.columns, limit)
         title = f"Error of each column over {self.rows:,} row{'' if self.rows == 1 else 's'}"
         notes = [f"PCA and mean learnt from {self.baseline}", *([self.held.sentence] if self.held else [])]
+        if any(column.measure in ("bits", "perplexity") for column in shown):
+            notes.insert(1, "the mean of texts and bags is the unigram")
         if len(shown) < len(self.columns):
             notes.insert(0, f"the {len(shown)} of {len(self.columns)} columns that come back worst")
         table = Table(title=title, caption="; ".join(notes), caption_justify="left", title_justify="left")
         table.add_column("column", overflow="fold")
         table.add_column("error")
-        for heading in ("model", f"PCA {self.components}", "mean", "R2"):
+        for heading in ("model", f"PCA {self.components or ''}".rstrip(), "mean", "R2"):
             table.add_column(heading, justify="right", no_wrap=True)
         for column in shown:
             r2 = "" if isnan(column.r2) else f"{column.r2:.3f}" if column.r2 > -1000 else figure(column.r2)
@@ -268,15 +270,24 @@ def _pooled(columns: list[ColumnErrors]) -> Errors:
     return Errors(*(pooled(name) for name in GUESSES))
 
 
-def _against(words: str, errors: Errors, usual: str) -> str:
-    return f"{figure(errors.model)} {words} against {figure(errors.mean)} of {usual}"
+def _of_text(column: ColumnErrors) -> str:
+    ours, usual = figure(column.errors.model), figure(column.errors.mean)
+    return f"{_short(column.name)}: {ours} {column.words} against {usual} of the unigram"
+
+
+def better(errors: Errors) -> int:
+    """Place of the lower of model and PCA, or of model and mean where PCA has no say; -1 where there is nothing."""
+    if isnan(errors.model):
+        return -1
+    other = 2 if isnan(errors.pca) else 1
+    return other if getattr(errors, GUESSES[other]) < errors.model else 0
 
 
 def _marked(errors: Errors, measure: str) -> list[str]:
-    """The three figures, the lower of model and PCA in bold."""
+    """The three figures, the better one in bold."""
     cells = [figure(getattr(errors, name), measure) for name in GUESSES]
-    best = 1 if errors.pca < errors.model else 0
-    return [f"[bold]{cell}[/]" if i == best and cell != NONE else cell for i, cell in enumerate(cells)]
+    best = better(errors)
+    return [f"[bold]{cell}[/]" if i == best else cell for i, cell in enumerate(cells)]
 
 
 def _known(value: float) -> float | None:

@@ -6,7 +6,7 @@ no yardstick for anything. Bags are sparse until here, and are written out some 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,11 +17,29 @@ from narrows.schema import Batch, Schema
 CELLS = 2**24  # of a block: 64 MB where all of them are numbers
 
 
-def in_blocks(batch: Batch, schema: Schema, rows: int) -> Iterator[Batch]:
-    """The rows in order, at most `rows` at a time, and so few that all their cells and features can be written out."""
-    width = max(schema.cells, features_of(schema), 1)
-    step = max(1, min(rows, CELLS // width))
-    return (batch[start : start + step] for start in range(0, len(batch), step))
+def in_blocks(batches: Iterable[Batch], schema: Schema, rows: int) -> Iterator[Batch]:
+    """The rows of all batches in order, so few at a time that all their cells and features can be written out.
+
+    Args:
+        batches: of any size; small ones are joined, since a model works on 256 rows or on none.
+        schema: of the rows.
+        rows: at most.
+    """
+    step = max(1, min(rows, CELLS // max(schema.cells, features_of(schema), 1)))
+    waiting: list[Batch] = []
+    for batch in batches:
+        for start in range(0, len(batch), step):
+            part = batch[start : start + step]
+            if sum(map(len, waiting)) + len(part) > step:
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(part)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    return batches[0] if len(batches) == 1 else Batch.concat(batches)
 
 
 def category_levels(schema: Schema) -> list[int]:
