@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn.metrics import mean_squared_error, r2_score
 
-from narrows.metrics import Spread, explained, root_mean, squared_errors, wrong
+from narrows.metrics import Spread, bits, explained, perplexity, root_mean, squared_errors, wrong
 
 
 def drawn(seed: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,3 +58,17 @@ def test_wrong_counts_seen_cells_only():
     truth, guess = np.array([[0, 1], [2, 1], [1, 0]]), np.array([[0, 0], [1, 1], [0, 1]])
     seen = np.array([[True, True], [True, True], [False, True]])
     assert wrong(truth, guess, seen).tolist() == [1, 2]
+
+
+@given(st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=9), st.integers(1, 50))
+def test_perplexity_is_scipys_entropy_raised(weights, total):
+    shares = np.array(weights) / sum(weights)
+    counts = total * shares  # items come just as often as they are expected
+    nats = -(counts * np.log(shares)).sum()
+    assert perplexity(nats, counts.sum()) == pytest.approx(np.exp(entropy(shares)))
+    assert bits(nats, total) == pytest.approx(entropy(shares, base=2))
+
+
+def test_of_nothing_there_is_no_perplexity_and_of_the_hopeless_a_finite_one():
+    assert np.isnan(perplexity(0.0, 0.0)) and np.isnan(bits(0.0, 0))
+    assert perplexity(1e9, 1.0) == pytest.approx(np.exp(700.0))
