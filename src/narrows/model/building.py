@@ -171,7 +171,8 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
         got = f"network='transformer' for rows of {schema.cells:,} cells" + (" with bags" if bags else "")
         raise SettingError(got, f"at most {MOST_CELLS:,} cells, none of them a bag's", "network='dense'")
     width = network.transformer.width
-    encoder, decoder = network.transformer.pair(Grid((schema.cells,), width, width))
+    one_by_one = replace(network.transformer, patch=network.transformer.patch or 1)
+    encoder, decoder = one_by_one.pair(Grid((schema.cells,), width, width))
     joining = _joining(network.dense, mixed=False)
     down, up = joining.build(encoder.width, code.features, code.size, decoder.width)
     numbers = [cell for name in likelihood.spans if name in schema.names for cell in _number_cells(schema, name)]

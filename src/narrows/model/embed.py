@@ -179,7 +179,9 @@ class Tokens(nn.Module):
 
 
 class Values(nn.Module):
-    """An array column's number cells in the shape of its grid, with flags as further channels where cells have holes.
+    """An array column's number cells in the shape of its grid; where cells have holes, with flags as further channels.
+
+    A flag is 1 where a cell was seen: networks read what is absent as zeros.
 
     Args:
         column: an image, series or sound.
@@ -205,15 +207,15 @@ class Values(nn.Module):
         values = _log(values) if self.counting else values
         if not self.flagged:
             return values
-        missing = torch.zeros_like(values, dtype=torch.bool)
-        if batch.seen is not None:
-            missing = ~batch.seen[:, self.span].reshape(-1, *self.grid)
-        return torch.cat([values.masked_fill(missing, 0.0), missing.to(values.dtype)], dim=-1)
+        if batch.seen is None:
+            return torch.cat([values, torch.ones_like(values)], dim=-1)
+        seen = batch.seen[:, self.span].reshape(-1, *self.grid)
+        return torch.cat([values.masked_fill(~seen, 0.0), seen.to(values.dtype)], dim=-1)
 
     def feed(self, cells: Tensor) -> Tensor:
         """(B, channels) of one position's cells (B, values), as if seen."""
         cells = _log(cells) if self.counting else cells
-        return torch.cat([cells, torch.zeros_like(cells)], dim=-1) if self.flagged else cells
+        return torch.cat([cells, torch.ones_like(cells)], dim=-1) if self.flagged else cells
 
 
 class GridEmbed(nn.Module):

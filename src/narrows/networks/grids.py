@@ -21,6 +21,9 @@ Feedback = Callable[[Tensor], Tensor]
 """What a decoder said of one position, (B, outputs), as it is read at the next one: (B, inputs)."""
 
 
+MOST = 64  # patches of a grid, by default
+
+
 @dataclass(frozen=True)
 class Grid:
     """What a network needs to know of the grid it reads and writes."""
@@ -103,6 +106,19 @@ class GridNetwork(Protocol):
         Raises:
             SettingError: for settings out of range, or a grid that this network does not take.
         """
+
+
+def default_patch(positions: Sequence[int]) -> int:
+    """The least power of two that leaves at most 64 patches."""
+    patch = 1
+    while prod(patches(positions, patch)) > MOST:
+        patch *= 2
+    return patch
+
+
+def patches(positions: Sequence[int], patch: int) -> tuple[int, ...]:
+    """Patches along each axis; the last one may stick out."""
+    return tuple(-(-n // patch) for n in positions)
 
 
 def folded(x: Tensor, fold: int) -> Tensor:

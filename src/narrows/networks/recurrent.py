@@ -17,7 +17,18 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import WIDEST, linear
-from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, needed, without_absent
+from narrows.networks.grids import (
+    Feedback,
+    Grid,
+    GridDecoder,
+    GridEncoder,
+    default_patch,
+    folded,
+    needed,
+    patches,
+    unfolded,
+    without_absent,
+)
 
 Cell = Literal["gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]
@@ -39,6 +50,10 @@ class Recurrent:
     bidirectional: bool = True
     """Whether the encoder also reads from the end."""
 
+    patch: int | None = None
+    """Steps that are read and said at once; by default 1 for up to 64 steps or autoregressive, and more beyond, since
+    steps follow one another."""
+
     autoregressive: bool | None = None
     """Whether the decoder reads at each step what stood at the step before; by default of texts."""
 
@@ -57,10 +72,12 @@ class Recurrent:
             value = getattr(self, name)
             if not (isinstance(value, int) and 0 < value <= WIDEST):
                 raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+        if self.patch is not None and not (isinstance(self.patch, int) and 0 < self.patch <= WIDEST):
+            raise SettingError(f"patch={self.patch!r}", f"from 1 to {WIDEST:,}")
+        if self.autoregressive and self.patch not in (None, 1):
+            raise SettingError(f"patch={self.patch} with autoregressive", "one step at a time", "patch=1")
         if not (isinstance(self.word_dropout, float | int) and 0 <= self.word_dropout <= 1):
             raise SettingError(f"word_dropout={self.word_dropout!r}", "a share from 0 to 1")
-        if self.word_dropout and self.autoregressive is False:
-            raise SettingError("word_dropout without autoregressive", "autoregressive=True with it")
 
     def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
         """An encoder and a decoder of sequences (T,).
@@ -71,25 +88,31 @@ class Recurrent:
         self.check()
         if len(grid.positions) != 1:
             raise SettingError(f"a grid of {len(grid.positions)} axes for recurrent", "a sequence (T,)", "network conv")
-        return RecurrentEncoder(self, grid), RecurrentDecoder(self, grid)
+        if self.word_dropout and not self.autoregressive:
+            raise SettingError("word_dropout without autoregressive", "autoregressive=True with it")
+        patch = self.patch or (1 if self.autoregressive else default_patch(grid.positions))
+        return RecurrentEncoder(self, grid, patch), RecurrentDecoder(self, grid, patch)
 
 
 class RecurrentEncoder(GridEncoder):
     """Layers that read each row forwards, and backwards from its own end; the vector is the last states."""
 
-    def __init__(self, settings: Recurrent, grid: Grid) -> None:
+    def __init__(self, settings: Recurrent, grid: Grid, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         directions = 2 if settings.bidirectional else 1
         self.units, self.width = settings.units, directions * settings.units
-        widths = [grid.inputs] + [self.width] * (settings.layers - 1)
+        widths = [grid.inputs * patch] + [self.width] * (settings.layers - 1)
         self.onwards = nn.ModuleList(recurrent(settings.cell, width, settings.units) for width in widths)
         turned = widths if settings.bidirectional else []
         self.back = nn.ModuleList(recurrent(settings.cell, width, settings.units) for width in turned)
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         """(B, T, inputs) -> (B, width)"""
+        x = folded(without_absent(x, present), self.patch)
+        if present is not None:
+            present = folded(present[..., None], self.patch).any(-1)
         last = last_present(x, present)
-        x = without_absent(x, present)
         steps = torch.arange(x.shape[1], device=x.device)
         # each row's own steps from its end, then its padding where it was; its own inverse
         backwards = torch.where(steps <= last, last - steps, steps)
@@ -109,10 +132,11 @@ class RecurrentDecoder(GridDecoder):
     Beside the vector a step reads a learnt position or, autoregressively, what stood one step before.
     """
 
-    def __init__(self, settings: Recurrent, grid: Grid) -> None:
+    def __init__(self, settings: Recurrent, grid: Grid, patch: int) -> None:
         super().__init__()
+        self.patch, self.grid = patch, grid
         self.autoregressive, self.word_dropout = bool(settings.autoregressive), settings.word_dropout
-        self.units, (self.steps,) = settings.units, grid.positions
+        self.units, (self.steps,) = settings.units, patches(grid.positions, patch)
         self.width = settings.layers * settings.units
         self.told = linear(self.width, settings.units, "identity", None)
         if self.autoregressive:
@@ -123,14 +147,14 @@ class RecurrentDecoder(GridDecoder):
         self.layers = nn.ModuleList(
             recurrent(settings.cell, settings.units, settings.units) for _ in range(settings.layers)
         )
-        self.said = linear(settings.units, grid.outputs, "identity", None)
+        self.said = linear(settings.units, grid.outputs * patch, "identity", None)
 
     def forward(self, vector: Tensor, targets: Tensor | None = None, feedback: Feedback | None = None) -> Tensor:
         """(B, width) -> (B, T, outputs)"""
         told = self.told(vector)[:, None]
         states = self._first_states(vector)
         if not self.autoregressive:
-            return self._run(told + self.places, states)
+            return unfolded(self._run(told + self.places, states), self.patch, self.grid.positions)
         if targets is None:
             return self._run_freely(told, states, needed(feedback))
         shifted = torch.cat([self.start.expand(vector.shape[0], 1, -1).to(targets.dtype), targets[:, :-1]], dim=1)

@@ -19,10 +19,20 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import WIDEST, linear
-from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, folded, needed, unfolded, without_absent
+from narrows.networks.grids import (
+    Feedback,
+    Grid,
+    GridDecoder,
+    GridEncoder,
+    default_patch,
+    folded,
+    needed,
+    patches,
+    unfolded,
+    without_absent,
+)
 
 QUERIES = 4  # tokens that the vector consists of
-MOST = 64  # tokens of a grid, by default
 
 
 @dataclass(frozen=True)
@@ -71,19 +81,6 @@ class Transformer:
         self.check()
         patch = self.patch or (1 if self.autoregressive else default_patch(grid.positions))
         return TransformerEncoder(self, grid, patch), TransformerDecoder(self, grid, patch)
-
-
-def default_patch(positions: Sequence[int]) -> int:
-    """The least power of two that leaves at most 64 tokens."""
-    patch = 1
-    while prod(patches(positions, patch)) > MOST:
-        patch *= 2
-    return patch
-
-
-def patches(positions: Sequence[int], patch: int) -> tuple[int, ...]:
-    """Patches along each axis; the last one may stick out."""
-    return tuple(-(-n // patch) for n in positions)
 
 
 class TransformerEncoder(GridEncoder):
