@@ -11,21 +11,23 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from narrows.fitted import BLOCK as PASS
 from narrows.model.embed import one_hot
 from narrows.schema import Batch, Schema
 
-CELLS = 2**24  # of a block: 64 MB where all of them are numbers
+CELLS = 2**23  # of a block: 32 MB where all of them are numbers, and there are several such at a time
 
 
 def in_blocks(batches: Iterable[Batch], schema: Schema, rows: int) -> Iterator[Batch]:
     """The rows of all batches in order, so few at a time that all their cells and features can be written out.
 
     Args:
-        batches: of any size; small ones are joined, since a model works on 256 rows or on none.
+        batches: of any size; small ones are joined, since a model pads every block to a whole pass.
         schema: of the rows.
         rows: at most.
     """
     step = max(1, min(rows, CELLS // max(schema.cells, features_of(schema), 1)))
+    step = step // PASS * PASS or step
     waiting: list[Batch] = []
     for batch in batches:
         for start in range(0, len(batch), step):
