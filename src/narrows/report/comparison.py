@@ -66,7 +66,7 @@ def column_errors(evaluation: Evaluation) -> list[ErrorRow]:
         r2 = "" if isnan(column.r2) else f"{column.r2:.3f}"
         rows.append(_error_row(column.name, column.words, column.measure, column.errors, r2))
         if column.measure == "bits":
-            rows.append(_error_row("", "wrong", "wrong", column.wrong, ""))
+            rows.append(_error_row(column.name, "wrong", "wrong", column.wrong, ""))
     return rows
 
 
