@@ -37,11 +37,13 @@ check: $(INSTALLED) ## lint, format and types
 test: check ## check, then the tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest
 
-proofs: $(INSTALLED) ## the long proofs: 10,000 mutated model files
+proofs: $(INSTALLED) ## the long proofs: 10,000 damaged model files, 10,000 damaged input files
 	$(BIN)/pytest -m slow --override-ini addopts="-q --strict-markers --strict-config"
 
-bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/README.md)
+bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/README.md); needs 3 GB of disk
 	$(BIN)/python benchmarks/seeds.py --data $(DATA)
+	$(BIN)/python benchmarks/kinds.py --data $(DATA)
+	$(BIN)/python benchmarks/streaming.py --data $(OUT)/streaming
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) digits.narrows digits.run report.html

@@ -739,3 +739,24 @@ def test_mutated_facts_of_all_kinds_are_refused_or_work() -> None:
             with contextlib.suppress(DataError):
                 loaded.prepare(rows)
     assert 150 < refused < 400
+
+
+def test_series_with_other_channels_and_sounds_of_another_rate_are_refused():
+    def table(names, rate):
+        series = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(60.0).reshape(5, 6, 2))
+        sound = pa.FixedShapeTensorArray.from_numpy_ndarray(np.linspace(-1, 1, 40, dtype=np.float32).reshape(5, 8, 1))
+        fields = [
+            field("x", series.type, kind="series", channels=names),
+            field("sound", sound.type, kind="audio", rate=rate),
+        ]
+        return pa.RecordBatch.from_arrays([series, sound], schema=pa.schema(fields))
+
+    statistics = Statistics(table(("up", "down"), 8000).schema)
+    statistics.update(table(("up", "down"), 8000), 0)
+    preparer = Preparer.learn(statistics)
+    preparer.prepare(table(("up", "down"), 8000))
+    preparer.prepare(table((), 0))  # arrays do not say
+    with pytest.raises(DataError, match=r"'x' with channels .*down.*up.*as in training"):
+        preparer.prepare(table(("down", "up"), 8000))
+    with pytest.raises(DataError, match="samples per second: 44100"):
+        preparer.prepare(table(("up", "down"), 44100))

@@ -12,28 +12,27 @@ from test_cli import narrows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^    narrows ([^#\n]+)", README, re.MULTILINE)
+STEPS = re.compile(r"```python\n(?P<code>.*?)```|^    narrows (?P<words>[^#\n]+)", re.MULTILINE | re.DOTALL)
 
 
-def test_every_command_runs_in_order(tmp_path):
-    assert len(COMMANDS) >= 7
-    for line in COMMANDS:
-        words = line.split()
-        assert narrows(*words, cwd=tmp_path).stdout is not None
-        if "--out" in words:
-            assert (tmp_path / words[words.index("--out") + 1]).stat().st_size > 0
-
-
-def test_the_python_runs(tmp_path, monkeypatch):
+def test_everything_in_it_runs_in_order(tmp_path, monkeypatch):
+    """Every command and every piece of Python, from top to bottom, in one folder."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        names = {}
-        exec(compile(block, "README.md", "exec"), names)
-        assert list(names["again"].columns) == ["size", "rooms", "town"]
-        assert names["again"]["rooms"].dtype.kind == "i" and names["codes"].shape == (100, 2)
+    (tmp_path / "README.md").write_text(README)
+    steps, names = list(STEPS.finditer(README)), {}
+    assert len(steps) >= 17
+    for step in steps:
+        if step["code"]:
+            exec(compile(step["code"], "README.md", "exec"), names)
+            continue
+        words = step["words"].split()
+        narrows(*words, cwd=tmp_path)
+        made = words[words.index("--out") + 1] if "--out" in words else None
+        assert made is None or (tmp_path / made).stat().st_size > 0
+    assert list(names["again"].columns) == ["size", "rooms", "town"]
+    assert names["again"]["rooms"].dtype.kind == "i" and names["codes"].shape == (100, 2)
     assert (tmp_path / "homes.narrows").exists()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1797
 
 
 def test_the_tree_is_the_package():

@@ -132,7 +132,7 @@ def fit(
     about["data_fingerprint"] = rows.fingerprint
     watch = replace(watch, cells=schema.cell_names, about=about)
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
-    plan = replace(plan, training=settled(plan.training, module, rows.batch_size, uses))
+    plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
     epochs = plan.epochs or default_epochs(work, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
@@ -143,6 +143,17 @@ def fit(
     model.reading = source.reading
     model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
     return model
+
+
+def _suited(training: Training, schema: Schema) -> Training:
+    """The settings with AdamW for bags, where the optimizer is open.
+
+    A step of Muon moves all directions of a matrix alike. Of a bag's thousands of items each row has a few, so that
+    what a step does to a row grows with the number of items: on 600 posts of 8,000 words Muon's loss rose fourfold.
+    """
+    if training.optimizer == "auto" and any(column.kind == "bag" for column in schema):
+        return replace(training, optimizer="adamw")
+    return training
 
 
 def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:

@@ -15,9 +15,13 @@ from narrows.errors import DataError
 from narrows.prepare.arrow import Values, read_numbers, read_tensors, tensors
 from narrows.prepare.arrow_types import is_plain_number, is_tensor
 from narrows.schema import Column, Schema
-from narrows.sources.reading import ASIDE, fact
+from narrows.sources.reading import ASIDE, CHANNELS, RATE, fact
 
 SHOWN = 8  # names in a message
+SIGNALS = (
+    (CHANNELS, "channels", "the same columns in the same order"),
+    (RATE, "samples per second:", "sounds resampled to that rate"),
+)
 
 
 def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tuple[list[Values], list[str]]:
@@ -48,6 +52,22 @@ def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tup
     if len(names) == 1 and is_tensor(rows.schema.types[0]) and not any(column.shape for column in schema):
         return _as_columns(rows.column(0), schema, types), []
     return _by_name(rows, schema), [name for name in names if name not in known]
+
+
+def refuse_other_signals(rows: pa.Schema, trained: pa.Schema) -> None:
+    """Checks that series come with the channels, and sounds with the rate, that they had in training.
+
+    Only where both sides say so: arrays have neither.
+
+    Raises:
+        DataError: naming the column and both.
+    """
+    for column in trained:
+        entry = rows.field(column.name) if column.name in rows.names else column
+        for key, what, hint in SIGNALS:
+            got, wanted = fact(entry, key), fact(column, key)
+            if got and wanted and got != wanted:
+                raise DataError(f"column {column.name!r} with {what} {got}", f"{what} {wanted}, as in training", hint)
 
 
 def _by_name(rows: pa.RecordBatch, schema: Schema) -> list[Values]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from narrows.errors import DataWarning
-from narrows.prepare.alignment import align
+from narrows.prepare.alignment import align, refuse_other_signals
 from narrows.prepare.arrow import (
     Cells,
     Values,
@@ -98,7 +99,7 @@ class Preparer:
         layouts = {column.column.name: column.layout for column in learnt if column.layout is not None}
         return cls(schema, layouts, Scaling.of([column.plan for column in learnt if column.plan is not None]))
 
-    @property
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         """Names and Arrow types of the original table, with what `reading.field` says of series, sounds and the like.
 
@@ -162,6 +163,7 @@ class Preparer:
 
     def _aligned(self, rows: pa.RecordBatch) -> dict[str, Values]:
         arrays, extra = align(rows, self.schema, self._types)
+        refuse_other_signals(rows.schema, self.arrow_schema)
         if extra:
             self._warn(None, f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
         return dict(zip(self.schema.names, arrays, strict=True))

@@ -70,8 +70,13 @@ class TableSource(Source):
 
     def __init__(self, table: pa.Table, name: str) -> None:
         checked_names(table.schema, name)
-        table = pa.table([_without_views(column) for column in table.columns], names=table.schema.names)
-        self.name, self.schema = name, table.schema
+        columns = [_without_views(column) for column in table.columns]
+        pairs = zip(table.schema, columns, strict=True)
+        schema = pa.schema(
+            [entry.with_type(column.type) for entry, column in pairs]
+        )  # with what sources say of columns
+        table = pa.table(columns, schema=schema)
+        self.name, self.schema = name, schema
         self._table, self._rows = table.replace_schema_metadata(None), int(table.num_rows)
         self.pieces = tuple(range(-(-self._rows // PIECE_ROWS)))
 
