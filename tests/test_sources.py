@@ -8,9 +8,7 @@ import io
 import struct
 import subprocess
 import sys
-import warnings
 import zipfile
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -579,49 +577,20 @@ def test_devices_and_empty_folders_are_refused(tmp_path):
 # --- damage
 
 
-def whole_files():
-    rng = np.random.default_rng(0)
-    parquet = io.BytesIO()
-    pq.write_table(pa.table({"a": range(30), "s": ["x", None, "yz"] * 10, "f": rng.random(30)}), parquet)
-    text = "a,b,c\n" + "".join(f'{i},"t {i}",{i / 3}\n' for i in range(20))
-    return [
-        text.encode(),
-        gzip.compress(text.encode()),
-        parquet.getvalue(),
-        npy(rng.random((5, 4))),
-        zipped(X=npy(rng.random((5, 4)))),
-        idx(rng.integers(0, 9, (3, 4, 4)).astype("u1")),
-        gzip.compress(idx(rng.integers(0, 9, (3, 4, 4)).astype("i4"))),
-    ]
-
-
-@st.composite
-def damaged(draw):
-    data = bytearray(draw(st.sampled_from(whole_files())))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        match draw(st.sampled_from(["set", "cut", "insert", "remove"])):
-            case "set":
-                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
-            case "cut":
-                del data[at:]
-            case "insert":
-                data[at:at] = draw(st.binary(min_size=1, max_size=6))
-            case "remove":
-                del data[at : at + draw(st.integers(1, 20))]
-    return bytes(data)
-
-
-@given(damaged())
-@settings(max_examples=400, deadline=None)
-def test_damaged_bytes_give_an_error_or_a_table(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "data"
-    path.write_bytes(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        with suppress(DataError):
-            source = open_source(path)
-            assert table_of(source).num_rows == source.rows
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b\n1,x\n2,"y\n3,z\n', 3),
+        ('a,b\n1,"x\ny"\n2,"z""\n', 4),
+        ('a,b\n1,"x\ny"\n2,"' + "3,z\n" * 1_500_000, 4),
+        ('a,b\n1,x\n2,"' + "y" * 9_000_000 + '"\n3,z\n', 3),
+    ],
+    ids=["quote", "quote and a half", "long text", "long row"],
+)
+def test_a_row_that_does_not_end_is_named_by_its_line(tmp_path, pack, text, line):
+    with pytest.raises(DataError, match=rf"t.csv line {line} begins a row that does not end"):
+        open_source(csv(tmp_path, pack(text.encode())))
 
 
 # --- real data

@@ -128,8 +128,10 @@ def split_rows(file: File, layout: Layout) -> Iterator[pa.RecordBatch]:
     with reading(file.name):
         try:
             yield from _open_rows(file, layout, threads=True)
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as error:
             _refuse_ragged(file, layout)
+            if "straddl" in str(error):
+                raise _open_row(file, layout) from error
             raise
 
 
@@ -164,6 +166,19 @@ def _refuse_ragged(file: File, layout: Layout) -> None:
             got_fields = f"{file.name} row {row - layout.header} has {got} fields between {layout.delimiter!r}"
             hint = "quotes around fields that hold the delimiter"
             raise DataError(got_fields, f"{wanted}, as in the first row", hint) from error
+
+
+def _open_row(file: File, layout: Layout) -> DataError:
+    """What to say of a file whose last row does not end."""
+    begins, ended = 1, 0
+    with file.stream() as stream, suppress(csv.Error):  # of a field beyond what Python's reader takes
+        rows = csv.reader(io.TextIOWrapper(stream, layout.encoding, "replace", newline=""), delimiter=layout.delimiter)
+        for _ in rows:
+            begins, ended = ended + 1, rows.line_num
+        ended = begins - 1
+    got = f"{file.name} line {ended + 1} begins a row that does not end: perhaps it opens a quote that is never closed"
+    wanted = f"quotes in pairs, and rows of less than {_BLOCK_BYTES >> 20} MB"
+    return DataError(got, wanted, "doubling a quote that is part of a text, and quoting the text")
 
 
 def _sniff_or_latin(file: File, layout: Layout, budget: int) -> tuple[Layout, list[pa.DataType], int | None, int]:
@@ -206,8 +221,7 @@ def _check_quotes(file: File, layout: Layout, last: str | None) -> None:
     with reading(file.name), file.stream() as stream:
         quotes = sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK_BYTES), b""))
     if quotes % 2:
-        got = f"{file.name} opens a quote that is never closed, before {last[:30]!r}"
-        raise DataError(got, "quotes in pairs", "doubling a quote that is part of a text, and quoting the text")
+        raise _open_row(file, layout)
 
 
 def _layout(file: File, header: bool | None) -> Layout:

@@ -190,7 +190,8 @@ def _objects(file: File, line: int, block: bytes) -> Iterator[tuple[int, dict[st
         except UnicodeDecodeError as error:
             raise DataError(f"{file.name} line {number} is no UTF-8 text", "UTF-8") from error
         except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            at = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+            reason = "nested too deeply" if isinstance(error, RecursionError) else at
             raise DataError(f"{file.name} line {number} is no JSON: {reason}", "an object a line", _HINT) from error
         if not isinstance(row, dict):
             raise DataError(f"{file.name} line {number} is no object: {_short(row)}", "an object a line", _HINT)
