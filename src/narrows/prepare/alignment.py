@@ -5,6 +5,7 @@ Knows names, types and widths, never values.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from narrows.errors import DataError
-from narrows.prepare.arrow import Values, read_numbers, read_tensors, tensors
-from narrows.prepare.arrow_types import is_plain_number, is_tensor
+from narrows.prepare.arrow import Values, missing_tensors, place, read_numbers, read_tensors, tensors
+from narrows.prepare.arrow_types import Type, is_list, is_plain_number, is_tensor, is_text
+from narrows.prepare.ragged import as_lists, as_tensors
 from narrows.schema import Column, Schema
 from narrows.sources.reading import ASIDE, CHANNELS, RATE, fact
 
@@ -24,23 +26,28 @@ SIGNALS = (
 )
 
 
-def align(rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType]) -> tuple[list[Values], list[str]]:
+def align(
+    rows: pa.RecordBatch, schema: Schema, types: list[pa.DataType], first_row: int = 0
+) -> tuple[list[Values], list[str]]:
     """The columns of the schema, in its order, and the names of columns that are not in it.
 
     A lone tensor column stands for a table of as many number columns, or for the lone tensor column of another name
-    but the same width that the model was trained on; a table of numbers stands for a lone matrix column. Columns that
-    stand aside are passed over.
+    but the same width that the model was trained on; a table of numbers stands for a lone matrix column. Lists that
+    all have the length of training stand for tensors, and tensors for lists: a JSON file does not say which it means.
+    Columns that stand aside are passed over.
 
     Args:
         rows: the rows as they came.
         schema: the columns the model was trained on.
         types: their Arrow types.
+        first_row: as in `place`, for messages.
 
     Raises:
         DataError: where columns are missing, stand twice, or have another width.
     """
     known = set(schema.names)
     rows = rows.select([i for i, entry in enumerate(rows.schema) if entry.name in known or not fact(entry, ASIDE)])
+    rows = _as_trained(rows, schema, types, first_row)
     names = list(rows.schema.names)
     lone = schema.columns[0] if len(schema) == 1 else None
     if lone is not None and lone.shape:
@@ -68,6 +75,39 @@ def refuse_other_signals(rows: pa.Schema, trained: pa.Schema) -> None:
             got, wanted = fact(entry, key), fact(column, key)
             if got and wanted and got != wanted:
                 raise DataError(f"column {column.name!r} with {what} {got}", f"{what} {wanted}, as in training", hint)
+
+
+def _as_trained(rows: pa.RecordBatch, schema: Schema, types: list[Type], first_row: int) -> pa.RecordBatch:
+    """The rows with lists where training had lists, and tensors where it had tensors, as far as they are alike."""
+    names = list(rows.schema.names)
+    for column, arrow in zip(schema, types, strict=True):
+        if names.count(column.name) != 1 or not (column.shape or is_list(arrow)):
+            continue
+        at = names.index(column.name)
+        array = rows.column(at)
+        if is_text(array.type):
+            _refuse_texts(array, column, first_row)
+        elif column.shape and pa.types.is_null(array.type):
+            array = missing_tensors(len(array), arrow, column.shape)
+        elif column.shape and is_list(array.type):
+            array = as_tensors(array, column.shape, column.name, first_row)
+        elif not column.shape and is_tensor(array.type) and len(array.type.shape) < 3:
+            array = as_lists(array)
+        rows = rows.set_column(at, rows.schema.field(at).with_type(array.type), array)
+    return rows
+
+
+def _refuse_texts(texts: Values, column: Column, first_row: int) -> None:
+    """Refuse texts where numbers in lists should be, by the first that is none: it made texts of all of a JSON file."""
+    for row, text in enumerate(texts.to_pylist()):
+        if text is None:
+            continue
+        try:
+            shape = np.asarray(json.loads(text), np.float64).shape
+        except (ValueError, TypeError):
+            shape = ()
+        if shape != column.shape if column.shape else len(shape) not in (1, 2):
+            raise DataError(f"column {column.name!r}, {place(first_row, row)}: {text[:40]!r}", _wanted(column))
 
 
 def _by_name(rows: pa.RecordBatch, schema: Schema) -> list[Values]:

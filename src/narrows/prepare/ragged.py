@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from narrows.prepare.arrow import Cells, Floats, Values, refuse_infinite, to_dtype
+from narrows.errors import DataError
+from narrows.prepare.arrow import Cells, Floats, Values, place, refuse_infinite, tensors, to_dtype
 from narrows.prepare.arrow_types import Type
 
 Mask = npt.NDArray[np.bool_]
@@ -92,6 +93,38 @@ def _numbers(values: Values) -> Cells:
     if values.null_count or pa.types.is_boolean(values.type):
         values = values.cast(pa.float64() if values.null_count else pa.uint8())
     return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def as_tensors(array: Values, shape: tuple[int, ...], column: str, first_row: int = 0) -> Values:
+    """Lists that are all of one length as tensors of this shape, missing numbers as NaN.
+
+    Raises:
+        DataError: where one is longer or shorter, naming its row, or steps have other channels.
+    """
+    if (channels_of(array.type),) != (shape[1:] or (1,)):
+        raise DataError(f"column {column!r} came as {array.type}", f"shape {shape}, as in training")
+    ragged = read_lists(array)
+    wrong = ragged.lengths != shape[0]
+    if ragged.missing is not None:
+        wrong &= ~ragged.missing
+    if wrong.any():
+        row = int(wrong.argmax())
+        got = f"column {column!r}, {place(first_row, row)}: {ragged.lengths[row]} steps"
+        raise DataError(
+            got, f"{shape[0]}, as in training", "a model of rows that are not all of one length, or window="
+        )
+    return tensors(pa.array(ragged.padded(0, len(ragged), shape[0]).reshape(-1)), pa.float64(), shape)
+
+
+def as_lists(array: Values) -> Values:
+    """Tensors (B, T) or (B, T, ch) as lists."""
+    steps, *channels = array.type.shape
+    values = array.storage.flatten()  # without those of missing rows
+    if channels:
+        values = pa.FixedSizeListArray.from_arrays(values, channels[0])
+    missing = np.asarray(array.is_null())
+    offsets = np.concatenate([[0], np.cumsum(np.where(missing, 0, steps))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=pa.array(missing))
 
 
 def refuse_ragged(ragged: Ragged, column: str, first_row: int = 0) -> None:
