@@ -12,10 +12,8 @@ import zlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
 from PIL import Image
 
-from damage import check_error_or_rows, damaged
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.sources.reading import ASIDE, KIND, Reading, fact
 from narrows.sources.shuffle import Shuffle
@@ -357,31 +355,3 @@ def test_archives_that_cannot_be_read_are_told(tmp_path):
     path.write_bytes(whole.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"))
     with pytest.raises(DataError, match="is encrypted"):
         open_source(path)
-
-
-# --- damage
-
-
-def whole_images():
-    color = RNG.integers(0, 256, (6, 9, 3)).astype(np.uint8)
-    formats = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-    return [bytes_of(color, format) for format in formats] + [bytes_of(color[:, :, 0], "PNG"), png_claiming(9, 6)]
-
-
-WHOLE = whole_images()
-
-
-DAMAGED = damaged(WHOLE)
-
-
-@given(DAMAGED)
-@settings(max_examples=200, deadline=None)
-def test_damaged_bytes_give_an_error_or_an_image(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.mktemp("damaged"), "a.png", data)
-
-
-@pytest.mark.slow
-@given(DAMAGED)
-@settings(max_examples=10_000, deadline=None)
-def test_ten_thousand_damaged_files_give_an_error_or_an_image(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.getbasetemp(), "a.png", data)

@@ -9,10 +9,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
 from pyarrow import feather, ipc
 
-from damage import check_error_or_rows, damaged
 from narrows.errors import DataError
 from narrows.sources.reading import RATE, fact, field
 from narrows.sources.source import PIECE_BITS, open_source
@@ -125,22 +123,3 @@ def test_damaged_files_are_refused(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         table_of(open_source(tmp_path / name))
-
-
-WHOLE = [written(TABLE, stream, compression) for stream in (False, True) for compression in (None, "lz4", "zstd")]
-
-
-DAMAGED = damaged(WHOLE)
-
-
-@given(DAMAGED)
-@settings(max_examples=200, deadline=None)
-def test_damaged_bytes_give_an_error_or_a_table(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.mktemp("damaged"), "t", data)
-
-
-@pytest.mark.slow
-@given(DAMAGED)
-@settings(max_examples=10_000, deadline=None)
-def test_ten_thousand_damaged_files_give_an_error_or_a_table(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.getbasetemp(), "t", data)

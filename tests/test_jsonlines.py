@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damage import FEW, check_error_or_rows, damaged
 from narrows.errors import DataError
 from narrows.sources import jsonlines
 from narrows.sources.jsontypes import BAG
@@ -306,34 +305,6 @@ def test_maps_of_item_numbers_and_structs_are_written(tmp_path):
     assert rows == [{"x": {"3": 1.0, "7": 2.5}, "s": {"a": 1, "b": {"c": "t"}}}, {"x": {"3": 3.0}, "s": None}]
     again = table_of(open_source(tmp_path / "t.jsonl"))
     assert again.column_names == ["x", "s.a", "s.b.c"]
-
-
-# --- damage
-
-
-WHOLE = (
-    "".join(json.dumps({"a": i, "s": "t ü", "l": [1.5, None], "d": "2020-01-01"}) + "\n" for i in range(9)).encode(),
-    "".join(
-        json.dumps({"b": {"x": i}, "o": {"k": "v", "n": -1}, "m": [[1, 2], [3, 4]]}) + "\n" for i in range(9)
-    ).encode(),
-)
-
-
-JSON = st.sampled_from([b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"null", b"-", b"1e999", b"\\ud800"])
-DAMAGED = damaged([*WHOLE, gzip.compress(WHOLE[0])], JSON | FEW)
-
-
-@given(DAMAGED)
-@settings(max_examples=200, deadline=None)
-def test_damaged_bytes_give_an_error_or_a_table(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.mktemp("damaged"), "t.jsonl", data)
-
-
-@pytest.mark.slow
-@given(DAMAGED)
-@settings(max_examples=10_000, deadline=None)
-def test_ten_thousand_damaged_files_give_an_error_or_a_table(tmp_path_factory, data):
-    check_error_or_rows(tmp_path_factory.getbasetemp(), "t.jsonl", data)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
