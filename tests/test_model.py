@@ -9,13 +9,15 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from narrows.errors import SettingError
 from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.building import build
 from narrows.model.categorical import Categorical as Categories
 from narrows.model.categorical import groups_alike
-from narrows.model.building import build
+from narrows.model.corruptions import GaussianNoise
+from narrows.model.families import Multinomial, NegativeBinomial, Poisson
 from narrows.model.recipes import RECIPES, Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import ACTIVATIONS, Dense
-from narrows.schema import Batch, Column, Schema
+from narrows.schema import Batch, Column, Schema, Sparse
 
 MIXED = Schema(
     (
@@ -358,3 +360,81 @@ def test_impossible_recipes_are_refused_with_what_was_wanted(recipe, said):
 def test_impossible_networks_are_refused(settings):
     with pytest.raises(SettingError):
         made("plain", NUMBERS, **settings)
+
+
+COUNTS = Schema((Column("n", "count", "int64", (6,), width=6), Column("bag", "bag", "map<int32, float>", width=5)))
+LARGE = torch.tensor([[0.0, 1.0, 7.0, 300.0, 40_000.0, 9_000_000.0]])
+
+
+def test_counts_are_as_likely_as_scipy_says_however_large_they_are():
+    from scipy import stats
+
+    outputs = (LARGE + 0.5).log() + torch.tensor([[0.3], [-0.2]]).unsqueeze(0)
+    means = outputs.double().exp().numpy()
+    assert Poisson().log_prob(outputs, LARGE).numpy() == pytest.approx(
+        stats.poisson.logpmf(LARGE.double().numpy(), means), rel=1e-5, abs=1e-5
+    )
+    family = NegativeBinomial(6)
+    for dispersion in (0.02, 1.0, 30.0, 9_000.0):
+        torch.nn.init.constant_(family.log_dispersion, log(dispersion))
+        r = family.log_dispersion.double().exp().detach().numpy()
+        wanted = stats.nbinom.logpmf(LARGE.double().numpy(), r, r / (r + means))
+        assert family.log_prob(outputs, LARGE).detach().numpy() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+        # the variance that the class promises
+        assert stats.nbinom.var(r, r / (r + means)) == pytest.approx(means + means**2 / r)
+
+
+def test_the_gradient_of_a_count_vanishes_where_its_mean_is_the_count():
+    family = NegativeBinomial(6)
+    outputs = LARGE.clamp_min(1.0).log().requires_grad_()
+    family.log_prob(outputs, LARGE.clamp_min(1.0)).sum().backward()
+    r = 1.0
+    # d/d log m = r (n - m) / (r + m)
+    assert outputs.grad.abs().max() < 1e-3 * r and family.log_dispersion.grad.isfinite().all()
+
+
+def test_a_bag_costs_what_scipy_says_without_the_coefficient():
+    from scipy import stats
+    from scipy.special import gammaln
+
+    counts = torch.tensor([[0.0, 3.0, 1.0, 0.0, 9.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    outputs = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+    totals = counts.sum(1).numpy()
+    whole = stats.multinomial.logpmf(counts.numpy(), totals, outputs.double().softmax(1).numpy())
+    coefficient = gammaln(totals + 1) - gammaln(counts.numpy() + 1).sum(1)
+    ours = Multinomial().log_prob(outputs, counts).sum(1)
+    assert ours.numpy() == pytest.approx(whole - coefficient, rel=1e-5)
+
+
+def test_a_model_of_counts_and_bags_adds_their_families_up():
+    module = build(Recipe.parse("vae"), COUNTS, 2, Network.of(Dense(hidden=(8,)))).eval()
+    cells = torch.cat([LARGE, torch.tensor([[0.0, 2.0, 0.0, 1.0, 4.0]])], dim=1)
+    batch = Batch(cells, torch.zeros(1, 0, dtype=torch.long))
+    loss = module.score(batch)
+    outputs = module.decoder(module.encode(batch).z)[..., module.likelihood.back]
+    wanted = [
+        NegativeBinomial(6).log_prob(outputs[..., :6], LARGE),
+        Multinomial().log_prob(outputs[..., 6:], cells[:, 6:]),
+    ]
+    assert torch.allclose(loss.nll, -torch.cat(wanted, dim=-1), rtol=1e-5)
+
+
+def test_noise_leaves_counts_and_bags_as_they_are():
+    noise = GaussianNoise(0.5)
+    schema = Schema((Column("x", "number", "double"), *COUNTS))
+    noise.suit(schema)
+    rows = Batch(torch.ones(40, schema.numbers), torch.zeros(40, 0, dtype=torch.long))
+    changed = noise(rows).numbers != rows.numbers
+    assert changed[:, 0].all() and not changed[:, 1:].any()
+
+
+@pytest.mark.parametrize("which", ["positions", "flags", "slice"])
+def test_rows_of_bags_are_those_of_the_table_they_stand_for(which):
+    dense = torch.poisson(torch.full((30, 7), 0.6), generator=torch.Generator().manual_seed(2))
+    rows, cells = dense.nonzero(as_tuple=True)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (dense > 0).sum(1).cumsum(0)])
+    bags = Sparse(offsets, cells, dense[rows, cells], 7)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:11]
+    chosen = {"positions": order, "flags": dense[:, 0] > 0, "slice": slice(5, 40, 3)}[which]
+    assert torch.equal(bags[chosen].dense(), dense[chosen])
+    assert torch.equal(Sparse.concat([bags[:4], bags[4:4], bags[4:]]).dense(), dense)

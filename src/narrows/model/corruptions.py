@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.schema import Batch, Schema
@@ -19,22 +19,24 @@ class GaussianNoise(nn.Module):
             whole range where it lies in [0, 1].
     """
 
+    counted: Tensor
+
     def __init__(self, scale: float) -> None:
         super().__init__()
         if not scale > 0:
             raise SettingError(f"noise={scale!r}", "a standard deviation above 0")
         self.scale = scale
-        self.counted: list[int] = []
+        self.register_buffer("counted", torch.zeros(0, dtype=torch.long), persistent=False)
 
     def suit(self, schema: Schema) -> None:
         """Leave the counts of this schema as they are: noise would drown a bag's few items among its many zeros."""
-        self.counted = schema.cells_where(kind="count") + schema.cells_where(kind="bag")
+        self.counted = torch.tensor(schema.cells_where(kind="count") + schema.cells_where(kind="bag"), dtype=torch.long)
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with noisy numbers."""
         noise = self.scale * torch.randn_like(batch.numbers)
-        if self.counted:
-            noise[:, self.counted] = 0.0
+        if len(self.counted):
+            noise.index_fill_(1, self.counted, 0.0)
         return replace(batch, numbers=batch.numbers + noise)
 
 

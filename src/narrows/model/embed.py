@@ -12,6 +12,7 @@ is missing later, its training mean stands in.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 from math import prod, sqrt
 
 import torch
@@ -61,7 +62,7 @@ class Embed(nn.Module):
             "at": numbers,
             "holes": holes,
             "hot": [cell - schema.numbers for cell in hot],
-            "starts": [sum(levels[:i]) for i in range(len(levels))],
+            "starts": [*accumulate(levels, initial=0)][:-1],
             "sizes": levels,
         }
         for name, index in indices.items():

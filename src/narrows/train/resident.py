@@ -44,8 +44,4 @@ class Resident:
             order = order.to(self.batch.numbers.device)
         for index in range((position or {}).get("batch", 0), -(-rows // size)):
             span = slice(index * size, (index + 1) * size)
-            yield self.batch[span] if order is None else self._gather(order[span]), {"batch": index + 1}
-
-    def _gather(self, chosen: torch.Tensor) -> Batch:
-        # index_select takes a third of the time of indexing: 21 us against 62 us for 512 rows of 784.
-        return self.batch[chosen]
+            yield self.batch[span if order is None else order[span]], {"batch": index + 1}
