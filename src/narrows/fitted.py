@@ -113,7 +113,7 @@ class Model:
 
     def score(self, rows: Any) -> np.ndarray:
         """(n,) how badly each row fits, in the loss's units over its seen cells: higher is more abnormal."""
-        return self._gather((self.costs(batch).sum(1) for _, batch in self.batches(rows)), None)
+        return self._gather((self._sums(batch) for _, batch in self.batches(rows)), None)
 
     def source(self, rows: Any, reading: Reading | None = None) -> Source:
         """The source of rows, read as the training data was: windows of the same length, texts where texts were.
@@ -159,25 +159,37 @@ class Model:
         return torch.cat([dense, bags], dim=1).float(), levels.long()
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
-        """The rows that (B, code_size) codes stand for."""
-        return self.preparer.restore(*self.cells(codes))
+        """The rows that (B, code_size) codes stand for; as many at a time as their cells leave room for."""
+        step = max(self._pass, OUTPUTS // self.schema.outputs // self._pass * self._pass)
+        starts = range(0, max(1, len(codes)), step)
+        parts = [self.preparer.restore(*self.cells(codes[start : start + step])) for start in starts]
+        return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
     @torch.inference_mode()
     def costs(self, batch: Batch) -> Tensor:
         """(B, C + terms) what each cell, then each of the latent's terms, adds to a row's score; mean over members."""
+        return self._blocks(batch, self._cost)
 
-        def cost(part: Batch) -> Tensor:
-            loss: Loss = self.module.score(part)
-            terms = [self.module.weights.get(name, 1.0) * term for name, term in loss.terms.items()]
-            joined = torch.cat([loss.nll, *(term.unsqueeze(-1) for term in terms)], dim=-1)[0]
-            return joined.mean(0) if self.members else joined
+    @torch.inference_mode()
+    def _sums(self, batch: Batch) -> Tensor:
+        """(B,) the costs of each row, summed before the cells of many rows stand side by side."""
+        return self._blocks(batch, lambda part: self._cost(part).sum(1))
 
-        return self._blocks(batch, cost)
+    def _cost(self, part: Batch) -> Tensor:
+        loss: Loss = self.module.score(part)
+        terms = [self.module.weights.get(name, 1.0) * term for name, term in loss.terms.items()]
+        joined = torch.cat([loss.nll, *(term.unsqueeze(-1) for term in terms)], dim=-1)[0]
+        return joined.mean(0) if self.members else joined
+
+    @property
+    def _pass(self) -> int:
+        """Rows of a pass."""
+        return max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
 
     def _blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
         """`work` on blocks of exactly so many rows, the last padded with copies of its first row."""
         results = []
-        size = max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
+        size = self._pass
         for start in range(0, max(len(batch), 1), size):
             part = batch[start : start + size]
             if 0 < len(part) < size:

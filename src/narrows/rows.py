@@ -195,8 +195,8 @@ class Rows:
 
     @property
     def _limit(self) -> int:
-        """Validation rows that may be kept."""
-        return max(4096, int(self.training.budget / 4 / self.row_bytes))
+        """Validation rows that may be kept: what a quarter of the budget holds, or at least 4,096 rows or 32 MB."""
+        return max(1, int(max(self.training.budget / 4, min(4096 * self.row_bytes, 32e6)) // self.row_bytes))
 
     def _read(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
         """Training rows, where they are to be resident, and held-out rows."""
