@@ -173,13 +173,21 @@ def resealed(path, change):
     return target
 
 
+def codes_of(facts):
+    return next(column for column in facts["preparer"]["columns"] if column["levels"])
+
+
 LIES = {
     "unknown recipe": lambda f, t: f["recipe"].update(name="evil"),
     "recipe argument": lambda f, t: f["recipe"]["arguments"].update(beta="__import__('os')"),
     "huge latent": lambda f, t: f.update(latent=10**15),
     "negative latent": lambda f, t: f.update(latent=-1),
-    "huge network": lambda f, t: f["network"].update(hidden=[10**9, 10**9]),
-    "other network": lambda f, t: f["network"].update(hidden=[7]),
+    "huge network": lambda f, t: f["network"]["dense"].update(hidden=[10**9, 10**9]),
+    "other network": lambda f, t: f["network"]["dense"].update(hidden=[7]),
+    "deep network": lambda f, t: f["network"]["dense"].update(hidden=[8] * 10**5),
+    "bottomless stages": lambda f, t: f["network"].update(kind="conv", conv={"depth": 10**6}),
+    "bottomless layers": lambda f, t: f["network"].update(kind="transformer", transformer={"layers": 10**6}),
+    "a category of tokens": lambda f, t: codes_of(f).update(grid=[2**40]),
     "no network": lambda f, t: f.update(network=None),
     "missing preparer": lambda f, t: f.pop("preparer"),
     "extra fact": lambda f, t: f.update(code="print(1)"),
@@ -187,7 +195,7 @@ LIES = {
     "extra weights": lambda f, t: t.update({"module.extra": torch.zeros(1)}),
     "reshaped weights": lambda f, t: t.update({k: v.flatten() for k, v in t.items() if k.startswith("module.")}),
     "other dtype": lambda f, t: t.update({k: v.double() for k, v in t.items() if k.startswith("module.")}),
-    "members": lambda f, t: f["network"].update(members=10**6),
+    "members": lambda f, t: f["network"]["dense"].update(members=10**6),
     "broken weights": lambda f, t: t.update({k: v * float("nan") for k, v in t.items() if k.startswith("module.")}),
 }
 

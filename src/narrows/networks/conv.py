@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.networks.dense import RECTIFIERS, WIDEST, Activation, activation
+from narrows.networks.dense import DEEPEST, RECTIFIERS, WIDEST, Activation, activation
 from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, folded, unfolded, without_absent
 
 ConvNorm = Literal["layer", "none"]
@@ -68,10 +68,12 @@ class Conv:
             raise SettingError(f"channels={self.channels!r}", f"widths from 1 to {WIDEST:,}, such as (32, 64, 128)")
         if not (isinstance(self.kernel, int) and 0 < self.kernel <= WIDEST and self.kernel % 2):
             raise SettingError(f"kernel={self.kernel!r}", "an odd number of positions, such as 3")
-        for name in ("depth", "fold"):
+        if self.channels is not None and len(self.channels) > DEEPEST:
+            raise SettingError(f"channels of {len(self.channels):,} stages", f"at most {DEEPEST:,}")
+        for name, most in (("depth", DEEPEST), ("fold", WIDEST)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and 0 < value <= WIDEST):
-                raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+            if not (isinstance(value, int) and 0 < value <= most) and (name, value) != ("fold", None):
+                raise SettingError(f"{name}={value!r}", f"from 1 to {most:,}")
         if self.norm not in ("layer", "none"):
             raise SettingError(f"norm={self.norm!r}", "layer or none")
         if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):

@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
 }
 WIDEST = 1 << 20  # units of a layer, numbers of a code: more is a slip of the keyboard
+DEEPEST = 1 << 10  # layers, blocks of a stage: a million would take hours to build
 RECTIFIERS = {"relu", "leaky_relu", "elu", "gelu", "silu"}
 
 
@@ -82,6 +83,8 @@ class Dense:
             widths = getattr(self, name)
             if widths is not None and any(not isinstance(w, int) or not 0 < w <= WIDEST for w in widths):
                 raise SettingError(f"{name}={widths!r}", f"widths from 1 to {WIDEST:,}, such as (256, 64)")
+            if widths is not None and len(widths) > DEEPEST:
+                raise SettingError(f"{name} of {len(widths):,} layers", f"at most {DEEPEST:,}")
         if self.norm not in ("none", "layer", "batch"):
             raise SettingError(f"norm={self.norm!r}", "none, layer or batch")
         if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):

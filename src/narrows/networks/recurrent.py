@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.networks.dense import WIDEST, linear
+from narrows.networks.dense import DEEPEST, WIDEST, linear
 from narrows.networks.grids import (
     Feedback,
     Grid,
@@ -68,10 +68,10 @@ class Recurrent:
         """
         if self.cell not in ("gru", "lstm"):
             raise SettingError(f"cell={self.cell!r}", "gru or lstm")
-        for name in ("units", "layers"):
+        for name, most in (("units", WIDEST), ("layers", DEEPEST)):
             value = getattr(self, name)
-            if not (isinstance(value, int) and 0 < value <= WIDEST):
-                raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+            if not (isinstance(value, int) and 0 < value <= most):
+                raise SettingError(f"{name}={value!r}", f"from 1 to {most:,}")
         if self.patch is not None and not (isinstance(self.patch, int) and 0 < self.patch <= WIDEST):
             raise SettingError(f"patch={self.patch!r}", f"from 1 to {WIDEST:,}")
         if self.autoregressive and self.patch not in (None, 1):

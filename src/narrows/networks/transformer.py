@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.networks.dense import WIDEST, linear
+from narrows.networks.dense import DEEPEST, WIDEST, linear
 from narrows.networks.grids import (
     Feedback,
     Grid,
@@ -63,10 +63,10 @@ class Transformer:
         Raises:
             SettingError: naming the setting.
         """
-        for name in ("width", "layers", "heads", "patch"):
+        for name, most in (("width", WIDEST), ("layers", DEEPEST), ("heads", WIDEST), ("patch", WIDEST)):
             value = getattr(self, name)
-            if not (isinstance(value, int) and 0 < value <= WIDEST) and (name, value) != ("patch", None):
-                raise SettingError(f"{name}={value!r}", f"from 1 to {WIDEST:,}")
+            if not (isinstance(value, int) and 0 < value <= most) and (name, value) != ("patch", None):
+                raise SettingError(f"{name}={value!r}", f"from 1 to {most:,}")
         if self.width % self.heads:
             raise SettingError(f"width={self.width} for {self.heads} heads", "a width that the heads divide")
         if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):

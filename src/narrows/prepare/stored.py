@@ -165,7 +165,8 @@ def _check_column(column: Column) -> None:
     _require(fits, f"kind and type of {column.name!r}")
     if column.kind in ("binary", "category"):
         most = 2 ** (arrow.index_type.bit_width - 1) if pa.types.is_dictionary(arrow) else 2**31
-        _require(column.width == 0 and 0 <= column.levels <= most and not column.shape, f"levels of {column.name!r}")
+        plain = column.width == 0 and not column.shape and not column.grid
+        _require(plain and 0 <= column.levels <= most, f"levels of {column.name!r}")
         return
     if column.kind == "tokens":  # further checked by the vocabulary
         _require(column.width == 0 and bool(column.levels) == bool(column.grid), f"tokens of {column.name!r}")
