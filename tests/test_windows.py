@@ -334,6 +334,27 @@ def test_tables_that_are_no_series_are_refused(table, settings, message):
         opened(pa.table(table), **settings)
 
 
+@pytest.mark.parametrize("form", ["table", "parquet", "array", "npy", "whole"])
+def test_windows_are_not_cut_again(tmp_path, form):
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    asked = {"form": "series"} if form == "whole" else {"window": 8, "stride": 5}
+    source = opened(values, **asked)
+    table = pa.Table.from_batches([batch for _, batch in source.batches()], source.schema)
+    cut = table
+    if form == "parquet":
+        cut = tmp_path / "w.parquet"
+        pq.write_table(table, cut)
+    elif form in ("array", "npy"):
+        cut = table["x"].combine_chunks().to_numpy_ndarray()
+        np.save(tmp_path / "w.npy", cut)
+        cut = tmp_path / "w.npy" if form == "npy" else cut
+    again = check(opened(cut, **asked))
+    assert [row["x"] for row in rows_of(again)] == table["x"].to_pylist()
+    if form != "whole":  # of another length they are no rows of a series either
+        with pytest.raises((SettingError, DataError)):
+            opened(cut, window=7)
+
+
 def test_images_are_no_series():
     with pytest.raises(DataError, match=r"'x' .*shape=\[3,2\]"):
         opened(np.zeros((5, 3, 2)), window=2)

@@ -229,13 +229,24 @@ def _open(data: Any, reading: Reading, texts: Collection[str]) -> Source:
     return open_object(data, reading)
 
 
+def _cut(schema: pa.Schema, reading: Reading) -> bool:
+    """Whether rows are cut as asked already: windows of steps with channels, or whole series, as models give back."""
+    columns = modeled(schema)
+    if len(columns) != 1:
+        return False
+    kind, series = columns[0].type, fact(columns[0], KIND) == "series"
+    if not isinstance(kind, pa.FixedShapeTensorType):
+        return series and reading.window is None
+    return kind.shape[0] == reading.window and (series or len(kind.shape) == 2)
+
+
 def _recut(source: Source, reading: Reading) -> Source:
     """A table of consecutive rows as windows, or a log as a bag for each user, where the reading says so."""
     kinds = {fact(entry, KIND) for entry in modeled(source.schema)} - {""}
     log = reading.user is not None or (reading.form == "log" and kinds != {"bag"})
     # sounds and texts were cut into windows as they were read
     series = reading.form == "series" or (reading.window is not None and not kinds & {"audio", "tokens"})
-    if not log and not series:
+    if not log and (not series or _cut(source.schema, reading)):
         return source
     if kinds:
         got = f"{source.name} holds {', '.join(sorted(kinds))}"
