@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,8 +86,8 @@ def _as_trained(rows: pa.RecordBatch, schema: Schema, types: list[Type], first_r
             continue
         at = names.index(column.name)
         array = rows.column(at)
-        if is_text(array.type):
-            _refuse_texts(array, column, first_row)
+        if is_text(array.type) or (pa.types.is_list(array.type) and not is_list(array.type)):
+            _refuse_unlike(array, column, arrow, first_row)
         elif column.shape and pa.types.is_null(array.type):
             array = missing_tensors(len(array), arrow, column.shape)
         elif column.shape and is_list(array.type):
@@ -97,17 +98,24 @@ def _as_trained(rows: pa.RecordBatch, schema: Schema, types: list[Type], first_r
     return rows
 
 
-def _refuse_texts(texts: Values, column: Column, first_row: int) -> None:
-    """Refuse texts where numbers in lists should be, by the first that is none: it made texts of all of a JSON file."""
-    for row, text in enumerate(texts.to_pylist()):
-        if text is None:
-            continue
-        try:
-            shape = np.asarray(json.loads(text), np.float64).shape
-        except (ValueError, TypeError):
-            shape = ()
-        if shape != column.shape if column.shape else len(shape) not in (1, 2):
-            raise DataError(f"column {column.name!r}, {place(first_row, row)}: {text[:40]!r}", _wanted(column))
+def _refuse_unlike(array: Values, column: Column, arrow: Type, first_row: int) -> None:
+    """Refuse what is no numbers in lists by its first row that is none: that one made texts of all of a JSON file."""
+    depth = 0 if column.shape else 2 if pa.types.is_fixed_size_list(arrow.value_type) else 1
+    for row, value in enumerate(array.to_pylist()):
+        shape = None if value is None else _shape_of(value)
+        if shape is not None and (shape != column.shape if column.shape else len(shape) != depth):
+            got = f"column {column.name!r}, {place(first_row, row)}: {str(value)[:40]!r}"
+            raise DataError(got, _wanted(column))
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of lists of numbers, or of a text that spells them; of anything else ()."""
+    try:
+        cells = np.asarray(json.loads(value) if isinstance(value, str) else value, dtype=object)
+    except ValueError:
+        return ()
+    numbers = all(cell is None or type(cell) in (int, float) for cell in cells.flat)
+    return cells.shape if numbers else ()
 
 
 def _by_name(rows: pa.RecordBatch, schema: Schema) -> list[Values]:
