@@ -97,7 +97,7 @@ class Model:
         if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype.kind not in "fiu":
             raise DataError(f"codes of shape {codes.shape} ({codes.dtype})", f"numbers of shape (n, {self.code_size})")
         with np.errstate(over="ignore"):
-            z = torch.from_numpy(np.ascontiguousarray(codes, dtype=np.float32))
+            z = torch.from_numpy(np.require(codes, np.float32, ["C", "W"]))  # torch warns of what it could not write to
         if not z.isfinite().all():
             row = int((~z.isfinite()).any(1).nonzero()[0])
             raise DataError(

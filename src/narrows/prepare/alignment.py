@@ -18,7 +18,7 @@ from narrows.prepare.arrow import Values, missing_tensors, place, read_numbers, 
 from narrows.prepare.arrow_types import Type, is_list, is_plain_number, is_tensor, is_text
 from narrows.prepare.ragged import as_lists, as_tensors
 from narrows.schema import Column, Schema
-from narrows.sources.reading import ASIDE, CHANNELS, RATE, fact
+from narrows.sources.reading import ASIDE, CHANNELS, KIND, RATE, fact
 
 SHOWN = 8  # names in a message
 SIGNALS = (
@@ -57,7 +57,8 @@ def align(
         if len(names) == 1 and is_tensor(rows.schema.types[0]):
             return [_same_width(rows.column(0), lone)], []
         return [_as_matrix(rows, lone)], []
-    if len(names) == 1 and is_tensor(rows.schema.types[0]) and not any(column.shape for column in schema):
+    plain = all(is_plain_number(arrow) for arrow in types) or (names == ["x"] and not fact(rows.schema.field(0), KIND))
+    if len(names) == 1 and is_tensor(rows.schema.types[0]) and plain and not any(column.shape for column in schema):
         return _as_columns(rows.column(0), schema, types), []
     return _by_name(rows, schema), [name for name in names if name not in known]
 
@@ -123,7 +124,8 @@ def _by_name(rows: pa.RecordBatch, schema: Schema) -> list[Values]:
     missing = [name for name in schema.names if name not in names]
     if missing:
         came = f"the rows have {_listed(rows.schema.names)}"
-        raise DataError(f"no column {_listed(missing)}: {came}", f"the {len(schema)} columns of the training rows")
+        wanted = f"the {len(schema)} columns of the training rows" if len(schema) > 1 else "the column of training"
+        raise DataError(f"no column {_listed(missing)}: {came}", wanted)
     twice = [name for name in schema.names if names[name] > 1]
     if twice:
         raise DataError(f"column {_listed(twice)} stands twice in the rows", "each column once")
@@ -140,7 +142,9 @@ def _same_width(array: Values, column: Column) -> Values:
     if is_tensor(array.type) != bool(column.shape):
         raise DataError(f"column {column.name!r} came as {array.type}", _wanted(column))
     if column.shape and math.prod(array.type.shape) != math.prod(column.shape):
-        raise DataError(f"column {column.name!r} came with shape {tuple(array.type.shape)}", _wanted(column))
+        hint = "scaling them; a model that was trained with size= (--size) scales by itself"
+        got = f"column {column.name!r} came with shape {tuple(array.type.shape)}"
+        raise DataError(got, _wanted(column), hint if column.kind == "image" else "")
     return array
 
 
@@ -154,7 +158,8 @@ def _as_matrix(rows: pa.RecordBatch, column: Column) -> Values:
     if any(is_tensor(arrow) for arrow in rows.schema.types):
         raise DataError(f"columns {_listed(rows.schema.names)}", f"one column of tensors: {_wanted(column)}")
     if rows.num_columns != width:
-        raise DataError(f"rows of {rows.num_columns} columns", f"rows of {width} numbers, as in training")
+        wanted = f"column {column.name!r} of shape {column.shape}, or {width} columns of numbers, as in training"
+        raise DataError(f"rows with {_listed(rows.schema.names)}", wanted)
     pairs = zip(rows.schema.names, rows.columns, strict=True)
     blocks = [read_numbers(array, pa.float64(), name) for name, array in pairs]
     return tensors(pa.array(np.stack(blocks, axis=1).reshape(-1)), pa.float64(), column.shape)

@@ -162,8 +162,8 @@ class Preparer:
         return Batch(numbers, codes, seen, sparse=side_by_side(bags) if bags else None)
 
     def _aligned(self, rows: pa.RecordBatch, first_row: int) -> dict[str, Values]:
-        arrays, extra = align(rows, self.schema, self._types, first_row)
         refuse_other_signals(rows.schema, self.arrow_schema)
+        arrays, extra = align(rows, self.schema, self._types, first_row)
         if extra:
             self._warn(None, f"columns not seen in training are ignored: {', '.join(map(repr, extra))}")
         return dict(zip(self.schema.names, arrays, strict=True))

@@ -199,7 +199,8 @@ class Sounds(Source):
             return
         if not any(self._counts):
             longest = max(sound.samples for sound in self._sounds)
-            raise DataError(f"{self.name}: no sound has more than {longest:,} samples", f"{self._window:,}, a window")
+            got = f"{self.name}: no sound has more than {longest:,} samples"
+            raise DataError(got, f"{self._window:,}, a window", "a smaller window")
         gap = max(0, self._stride - self._window)
         pairs = zip(self._sounds, self._counts, strict=True)
         lost = [s.samples - ((n - 1) * self._stride + self._window + gap if n else 0) for s, n in pairs]
@@ -257,7 +258,7 @@ def _channels(sounds: Sequence[Sound], reading: Reading) -> int:
     if odd is not None and reading.channels is None:
         got = f"{odd.file.name} has {odd.channels} channels, {first.file.name} has {first.channels}"
         if reading.strict:
-            raise DataError(got, "the same in all", "channels=1, which mixes them down to mono")
+            raise DataError(got, "the same in all", "channels=1 (--channels 1), which mixes them down to mono")
         warnings.warn(f"{got}: all are mixed down to mono", DataWarning, stacklevel=4)
     return 1 if odd is not None or reading.channels == 1 else first.channels
 

@@ -106,7 +106,7 @@ def _opened(file: File) -> Iterator[Image]:
     except NarrowsError:
         raise
     except Exception as error:  # decoders of damaged bytes fail in any way
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].partition(" <")[0] or type(error).__name__  # without our own stream
         raise DataError(f"{file.name} is no whole image: {reason}", hint="checking that the file is whole") from error
 
 
