@@ -219,7 +219,7 @@ OTHER_SETTINGS = {
     "kernel": 5,
     "depth": 2,
     "fold": 1,
-    "norm": "layer",
+    "norm": "none",
     "activation": "tanh",
     "dropout": 0.5,
     "cell": "lstm",

@@ -45,9 +45,9 @@ class Conv:
     """Positions a side that are folded into channels first and unfolded last; by default 4, less in small
     grids, more in long ones."""
 
-    norm: ConvNorm = "none"
-    """Normalization before each activation: layer (Ba et al. 2016, over the row's whole map) or none, which left half
-    the error in the same steps on MNIST; layer bears a higher learning rate."""
+    norm: ConvNorm = "layer"
+    """Normalization before each activation: layer (Ba et al. 2016, over the row's whole map), which bears Muon's
+    learning rate, or none, with which heartbeats diverged and MNIST's error was 5.3 instead of 3.6 in equal steps."""
 
     activation: Activation = "silu"
     """Before each convolution of a block."""
