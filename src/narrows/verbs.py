@@ -61,8 +61,8 @@ def fit(
     Args:
         data: a file, glob, folder, URL or the word `digits`.
         out: the model file to write, such as m.narrows.
-        network: by default dense layers for tables and small images, conv for larger images, series and sounds,
-            recurrent for texts. The transformer reads all of these, and the cells of a table.
+        network: by default dense layers for tables, conv for images, series and sounds, recurrent for texts. The
+            transformer reads all of these, and the cells of a table.
         conv: settings of convolutions.
         recurrent: settings of recurrent networks.
         transformer: settings of transformers.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 
 from torch import nn
 
@@ -28,7 +27,6 @@ from narrows.networks.recurrent import Recurrent
 from narrows.networks.transformer import Transformer
 from narrows.schema import Column, Schema
 
-SMALL = 1024  # cells of an image up to which dense layers reach lower errors than convolutions in the same time
 MOST_CELLS = 2048  # of a row that attention relates to each other: its work grows with their square
 Ends = tuple[nn.Module, nn.Module, nn.Module]  # embed, encoder, decoder
 
@@ -105,11 +103,8 @@ def positions(column: Column) -> tuple[int, ...]:
 
 
 def _usual(column: Column) -> str:
-    if column.categorical:
-        return "recurrent"
-    if len(positions(column)) == 2 and prod(column.grid) <= SMALL:
-        return "dense"
-    return "conv"
+    """What reached the lowest errors: on images of 8 x 8 to 32 x 32 dense layers were behind by a tenth to a half."""
+    return "recurrent" if column.categorical else "conv"
 
 
 def _reads(kind: str, column: Column) -> bool:

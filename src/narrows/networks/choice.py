@@ -1,7 +1,7 @@
 """Which network, and the settings of each kind: one value that a plan, a model file and the command line share.
 
-`auto` goes by what there is to read: rows of a table and small images take dense layers, larger images, series and
-sounds convolutions, texts a recurrent network. What this file does not know: columns, and where their cells are.
+`auto` goes by what there is to read: rows of a table take dense layers, images, series and sounds convolutions, texts
+a recurrent network. What this file does not know: columns, and where their cells are.
 """
 
 from __future__ import annotations
