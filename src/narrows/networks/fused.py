@@ -130,13 +130,14 @@ class CellHeads(nn.Module):
     def __init__(self, numbers: Sequence[int], levels: Sequence[int], width: int) -> None:
         super().__init__()
         self.register_buffer("order", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        self.weight = nn.Parameter(torch.randn(len(numbers), width) * width**-0.5)
+        # no matrix: each number has a direction of its own, as in `CellEmbed`
+        self.slope = nn.Parameter(torch.randn(len(numbers), width) * width**-0.5)
         self.bias = nn.Parameter(torch.zeros(len(numbers)))
         self.levels = nn.ModuleList(nn.Linear(width, count + 1) for count in levels)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, width) -> (B, outputs)."""
-        values = (cells[:, self.order] * self.weight).sum(-1) + self.bias
+        values = (cells[:, self.order] * self.slope).sum(-1) + self.bias
         logits = [head(cells[:, len(self.bias) + i]) for i, head in enumerate(self.levels)]
         return torch.cat([values, *logits], dim=1)
 

@@ -46,25 +46,28 @@ def _sized(weight: Tensor, view: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def count_uses(module: nn.Module, forward: Callable[[], Any]) -> dict[Tensor, int]:
-    """How often each weight is used in a forward pass of one row: once in a dense layer, at every position of a grid.
+    """How often each weight that multiplies is used for one row: once in a dense layer, at every position of a grid.
 
     Args:
-        module: whose weights are meant.
+        module: whose weights are meant; in eval mode meanwhile, as a row alone has no variance and nothing is drawn.
         forward: runs it on one row.
     """
     uses: dict[Tensor, int] = {}
+    views, training = matrix_views(module), module.training
 
     def count(layer: nn.Module, _: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         for weight in layer.parameters(recurse=False):
-            if weight.ndim > 1:
+            if weight in views and isinstance(first, Tensor) and first.ndim:
                 uses[weight] = uses.get(weight, 0) + max(1, _places(layer, first))
 
     hooks = [layer.register_forward_hook(count) for layer in module.modules() if list(layer.parameters(recurse=False))]
     try:
         with torch.no_grad():
+            module.eval()
             forward()
     finally:
+        module.train(training)
         for hook in hooks:
             hook.remove()
     return uses
