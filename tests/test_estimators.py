@@ -8,6 +8,7 @@ import polars
 import pyarrow as pa
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -17,12 +18,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from narrows import Autoencoder, Dense, Training, load
 from narrows.errors import DataError, DataWarning, NarrowsError, SettingError
+from narrows.networks.transformer import Transformer
 
-EXPECTED = {
-    "check_sample_weight_equivalence_on_dense_data": (
-        "weights enter the loss; a repeated row also changes which rows a step draws, so training is alike, not equal"
-    ),
-}
+UNEQUAL = "weights enter the loss; a repeated row also changes which rows a step draws, so training is alike, not equal"
+EXPECTED = {f"check_sample_weight_equivalence_on_{form}_data": UNEQUAL for form in ("dense", "sparse")}
 
 
 def quick(**settings):
@@ -32,7 +31,9 @@ def quick(**settings):
 @parametrize_with_checks(
     [Autoencoder(hidden=(8,), epochs=3, random_state=0)], expected_failed_checks=lambda _: EXPECTED
 )
-@pytest.mark.filterwarnings("default")  # scikit-learn's checks fit codes as wide as the data, which we warn of
+@pytest.mark.filterwarnings(
+    "default"
+)  # dok matrices cannot be checked for NaN, and scikit-learn's checks fit codes as wide as the data, which we warn of
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -220,3 +221,58 @@ def test_mistakes_are_told():
         ae.transform(frame.drop(columns="pay"))
     with pytest.raises(DataError, match="age"):
         ae.transform(frame.assign(age="old"))
+
+
+def baskets(count=60, items=40):
+    generator = np.random.default_rng(0)
+    return sparse.csr_array(generator.poisson(generator.gamma(0.3, 1, (count, items))))
+
+
+@pytest.mark.parametrize("form", ["csr", "coo"])
+@pytest.mark.parametrize("make", [sparse.csr_array, sparse.csr_matrix])
+def test_sparse_rows_are_bags_and_come_back_sparse(form, make):
+    rows = make(baskets()).asformat(form)
+    ae = quick(network=Dense(hidden=(8,), members=2)).fit(rows, sample_weight=np.arange(60) % 3)
+    assert ae.n_features_in_ == 40 and ae.model_.schema["x"].kind == "bag"
+    again = ae.reconstruct(rows)
+    assert type(again) is type(rows) and again.shape == rows.shape and again.dtype == rows.dtype
+    wanted = [{i: int(n) for i, n in bag if n >= 1} for bag in ae.model_.reconstruct(rows)["x"].to_pylist()]
+    assert [{i: row[i] for i in np.flatnonzero(row)} for row in again.toarray()] == wanted
+    assert again.nnz == sum(map(len, wanted)) > 0
+    codes = ae.transform(rows)
+    assert np.array_equal(pickle.loads(pickle.dumps(ae)).transform(rows), codes)
+    assert np.array_equal(ae.transform(rows.toarray()), codes)
+    assert ae.inverse_transform(codes[:0]).shape == (0, 40)
+    with pytest.raises(ValueError, match="40 features"):
+        ae.transform(rows.tocsr()[:, :12])
+
+
+def test_a_model_of_tables_reads_sparse_rows_as_tables():
+    rows = np.random.default_rng(0).normal(size=(50, 5)) * (np.arange(5) != 2)
+    ae = quick().fit(rows)
+    assert np.array_equal(ae.transform(sparse.csr_array(rows)), ae.transform(rows))
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, polars.DataFrame])
+def test_a_text_read_as_a_bag_comes_back_as_its_words(make):
+    texts = [f"apples and pears {'again ' * (i % 3)}" for i in range(40)]
+    frame = make({"text": texts, "n": np.arange(40.0)})
+    again = quick(columns={"text": "bag"}).fit(frame).reconstruct(frame)
+    assert {"apples", "and", "pears"} <= set(again["text"][3]) <= {"apples", "and", "pears", "again"}
+
+
+def test_a_transformer_reads_the_cells_of_a_table():
+    frame = mixed()
+    settings = Transformer(width=8, layers=1, heads=2)
+    ae = quick(network=settings).fit(frame)
+    assert list(ae.reconstruct(frame).columns) == list(frame.columns)
+    assert ae.model_.network.kind == "transformer"
+
+
+def test_modules_of_the_users_own_may_need_several_rows():
+    encoder = torch.nn.Sequential(
+        torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    )
+    decoder = torch.nn.Linear(2, 5)
+    rows = np.random.default_rng(0).normal(size=(50, 5))
+    assert quick(network=(encoder, decoder)).fit(rows).transform(rows).shape == (50, 2)

@@ -38,7 +38,19 @@ def container_of(given: Any, rows: Any) -> Container:
         return InArrow()
     if torch is not None and isinstance(given, torch.Tensor):
         return InTensor(given.dtype)
+    if hasattr(given, "tocsr"):
+        return InSparse(given.shape[1], given.dtype, given.format, not hasattr(given, "getrow"))
     return InArray(given.dtype if isinstance(given, np.ndarray) else np.asarray(rows).dtype)
+
+
+def as_fitted(rows: Any, container: Container) -> Any:
+    """An array or sparse matrix as the one of the two that the rows of `fit` were."""
+    bags = isinstance(container, InSparse)
+    if hasattr(rows, "tocsr"):
+        return rows if bags else rows.toarray()
+    from scipy import sparse
+
+    return sparse.csr_array(rows) if bags else rows
 
 
 def is_pandas(rows: Any) -> bool:
@@ -71,7 +83,12 @@ class InPolars:
         import polars
 
         frame: Any = polars.from_arrow(table)
-        return frame.cast(self.types)
+        # a text that was read as a bag comes back as its words and their counts
+        bags = {field.name for field in table.schema if pa.types.is_map(field.type) and not self._listed(field.name)}
+        return frame.cast({name: kind for name, kind in self.types.items() if name not in bags})
+
+    def _listed(self, name: str) -> bool:
+        return bool(self.types[name].is_nested())
 
 
 @dataclass(frozen=True)
@@ -102,13 +119,21 @@ def _series(column: pa.ChunkedArray, kind: Any) -> Any:
     """A column of a data frame, of the type it had."""
     import pandas
 
-    if kind == np.dtype(object):
-        return pandas.Series(column.to_pylist(), dtype=object)
+    if kind == np.dtype(object) or pa.types.is_map(column.type):
+        return pandas.Series(_objects(column), dtype=object)
     if isinstance(kind, pandas.CategoricalDtype):  # a cast takes categories in another order for the same ones
         return column.to_pandas().cat.set_categories(kind.categories, ordered=kind.ordered)
     if hasattr(kind, "__from_arrow__"):  # the extension types, which know more than a cast does
         return pandas.Series(kind.__from_arrow__(column), dtype=kind)
     return column.to_pandas().astype(kind)
+
+
+def _objects(column: pa.ChunkedArray) -> list[Any]:
+    """Values as Python has them; a bag as a dictionary, whether it came as one or as a text."""
+    values: list[Any] = column.to_pylist()
+    if not pa.types.is_map(column.type):
+        return values
+    return [None if pairs is None else dict(pairs) for pairs in values]
 
 
 @dataclass(frozen=True)
@@ -130,10 +155,40 @@ class InArray:
             return np.column_stack([column.to_numpy() for column in table.columns]).astype(self.dtype)
         objects = np.empty(table.shape, dtype=object)
         for place, column in enumerate(table.columns):
-            objects[:, place] = column.to_pylist()
+            objects[:, place] = _objects(column)
+        if any(pa.types.is_map(kind) for kind in table.schema.types):
+            return objects
         if self.dtype.kind == "S":
             objects = np.char.encode(objects.astype(np.str_), "utf-8")
         return objects.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class InSparse:
+    """A sparse matrix or array of scipy.
+
+    Args:
+        items: its columns.
+        dtype: of its values.
+        form: how it is stored: `csr`, `csc`, ...
+        array: whether it is an array, not a matrix.
+    """
+
+    items: int
+    dtype: np.dtype[Any]
+    form: str
+    array: bool
+
+    def __call__(self, table: pa.Table, like: Any = None) -> Any:
+        """See `Container`."""
+        from scipy import sparse
+
+        bags = pa.concat_arrays(table.column(0).chunks or [pa.array([], table.schema.types[0])])
+        values = bags.items.to_numpy(zero_copy_only=False).astype(self.dtype)
+        make = sparse.csr_array if self.array else sparse.csr_matrix
+        rows = make((values, np.asarray(bags.keys), np.asarray(bags.offsets)), (len(bags), self.items), copy=True)
+        rows.eliminate_zeros()  # fractions, where values are whole
+        return rows.asformat(self.form)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from narrows.containers import container_of, is_pandas
+from narrows.containers import as_fitted, container_of, is_pandas
 from narrows.errors import SettingError
 from narrows.fitting import Plan, fit
 from narrows.networks.choice import Network
@@ -95,7 +95,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Train on rows.
 
         Args:
-            X: array, data frame, path, Arrow stream or `Source`; missing cells are allowed.
+            X: array, SciPy sparse matrix (bags of items), data frame, path, Arrow stream or `Source`; missing cells are
+                allowed.
             y: ignored.
             sample_weight: (n,) weight of each row.
             validation: rows to choose the best weights by; None holds out a share (`training.validation`).
@@ -169,7 +170,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             X = tensor_to_array(X)
         elif isinstance(X, np.ma.MaskedArray):  # scikit-learn would take what is masked for values
             X = filled(X)
-        return validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=1)
+        rows = validate_data(
+            self, X, reset=reset, dtype=None, accept_sparse=True, ensure_all_finite="allow-nan", ensure_min_samples=1
+        )
+        return rows if reset else as_fitted(rows, self._container)
 
     def _plan(self) -> Plan:
         network = Network.of(None if self._modules() else self.network)
@@ -204,6 +208,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         tags.input_tags.categorical = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.non_deterministic = False
         return tags
