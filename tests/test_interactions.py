@@ -129,8 +129,18 @@ def test_readings_that_fit_no_log_are_refused():
         open_source(pa.table({"a": [1]}), reading=Reading(form="log"))
     with pytest.raises(SettingError, match="both columns"):
         open_source(pa.table({"a": [1]}), reading=Reading(user="a"))
-    with pytest.raises(SettingError, match="holds bag"):
-        open_source(sp.eye(3), reading=LOG)
+
+
+def test_bags_are_no_log(tmp_path):
+    assert table_of(open_source(sp.eye(3), reading=LOG)).to_pylist() == table_of(open_source(sp.eye(3))).to_pylist()
+    (tmp_path / "back.jsonl").write_text('{"user": 7, "items": {"3": 1.0, "9": 2.0}}\n{"user": 8, "items": {}}\n')
+    bags = pa.map_(pa.int64(), pa.float32())
+    for reading in (Reading(user="u", item="i"), Reading(form="log")):
+        source = open_source(tmp_path / "back.jsonl", reading=reading)
+        again = [row["items"] for row in table_of(source).to_pylist()]
+        assert [dict(bag) for bag in again] == [{"3": 1.0, "9": 2.0}, {}]
+    lines = pa.table({"u": [1], "i": [2], "more": pa.array([[(1, 1.0)]], bags)})
+    assert bags_of(open_source(lines, reading=Reading(user="u", item="i"))) == {1: {2: 1.0}}
 
 
 # --- lists

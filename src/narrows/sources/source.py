@@ -229,6 +229,11 @@ def _open(data: Any, reading: Reading, texts: Collection[str]) -> Source:
     return open_object(data, reading)
 
 
+def _grouped(schema: pa.Schema, reading: Reading) -> bool:
+    """Whether rows are bags already, not lines of a log."""
+    return reading.user not in schema.names and any(pa.types.is_map(entry.type) for entry in modeled(schema))
+
+
 def _cut(schema: pa.Schema, reading: Reading) -> bool:
     """Whether rows are cut as asked already: windows of steps with channels, or whole series, as models give back."""
     columns = modeled(schema)
@@ -243,7 +248,7 @@ def _cut(schema: pa.Schema, reading: Reading) -> bool:
 def _recut(source: Source, reading: Reading) -> Source:
     """A table of consecutive rows as windows, or a log as a bag for each user, where the reading says so."""
     kinds = {fact(entry, KIND) for entry in modeled(source.schema)} - {""}
-    log = reading.user is not None or (reading.form == "log" and kinds != {"bag"})
+    log = (reading.user is not None or reading.form == "log") and not _grouped(source.schema, reading)
     # sounds and texts were cut into windows as they were read
     series = reading.form == "series" or (reading.window is not None and not kinds & {"audio", "tokens"})
     if not log and (not series or _cut(source.schema, reading)):
