@@ -100,12 +100,15 @@ class Series:
 
     def _heard(self, spectra: Spectra, waves: Floats, lengths: Floats | None) -> Floats:
         """(B, frames, bins of all channels) spectra; NaN behind the end of a sound, and where it is missing."""
-        parts = [spectra.forward(waves[:, :, channel] / self.unit) for channel in range(self.channels)]
-        heard = np.concatenate(parts, axis=2).astype(np.float64)
+        heard = np.full((len(waves), *self.grid), np.nan)
+        # each sound for itself, as padding all of them would multiply the work
+        some = [slice(None)] if lengths is None else [slice(row, row + 1) for row in range(len(waves))]
+        for rows in some:
+            samples = self.steps if lengths is None else int(np.nan_to_num(lengths[rows])[0])
+            sounds = waves[rows, :samples] / self.unit
+            parts = [spectra.forward(sounds[:, :, channel]) for channel in range(self.channels)]
+            heard[rows, : spectra.frames(samples)] = np.concatenate(parts, axis=2)
         heard[np.isnan(waves).all(axis=(1, 2))] = np.nan
-        if lengths is not None:
-            ends = -(-np.nan_to_num(lengths) // spectra.hop) + 1
-            heard[np.arange(heard.shape[1]) >= ends[:, None]] = np.nan
         return heard
 
     def _sounding(self, spectra: Spectra, heard: Floats) -> Floats:
