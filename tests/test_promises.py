@@ -1,9 +1,10 @@
 """What every part promises, alone and with every other it may be combined with: enumerated, not sampled.
 
-A new recipe, network or kind of column joins by existing: recipes come from `RECIPES`, networks from `choice.WORDS`, kinds
-from `schema.KINDS`, which must all have a schema here.
+A new recipe, network or kind of column joins by existing: recipes come from `RECIPES`, networks from `choice.WORDS`,
+kinds from `schema.KINDS`, which must all have a schema here.
 """
 
+from contextlib import suppress
 from itertools import product
 from math import prod
 
@@ -60,7 +61,7 @@ SMALL = {
 
 
 def network(word, recipe="plain"):
-    return Network(kind=word, **{kind: net for kind, net in SMALL.items() if not (recipe, kind) == ("linear", "dense")})
+    return Network(kind=word, **{kind: net for kind, net in SMALL.items() if (recipe, kind) != ("linear", "dense")})
 
 
 def rows_of(schema, rows=ROWS, seed=0):
@@ -104,13 +105,11 @@ def to_sparse(bags):
 
 
 def made(recipe, schema, net, latent=3, seed=0):
-    """The module, or None where the parts may not be combined; the refusal must then name what to do."""
+    """The module, or None where the parts may not be combined."""
     torch.manual_seed(seed)
-    try:
+    with suppress(SettingError):
         return build(Recipe.parse(recipe), schema, latent, net)
-    except SettingError as error:
-        assert error.wanted, f"a refusal that does not say what is wanted: {error}"
-        return None
+    return None
 
 
 def every(choose):
@@ -121,6 +120,28 @@ def every(choose):
 
 
 PAIRS = list(every(network))
+
+
+VARIANTS = {
+    "members": Network("dense", dense=Dense(hidden=(6,), members=2)),
+    "conv none": Network("conv", conv=Conv(channels=(4, 8), norm="none", depth=2)),
+    "lstm said": Network("recurrent", recurrent=Recurrent(cell="lstm", units=6, layers=2, autoregressive=True)),
+    "gru at once": Network("recurrent", recurrent=Recurrent(units=6, bidirectional=False, autoregressive=False)),
+    "transformer said": Network("transformer", transformer=Transformer(8, layers=1, heads=2, autoregressive=True)),
+    "transformer at once": Network("transformer", transformer=Transformer(8, layers=1, heads=2, autoregressive=False)),
+    "dense joins": Network("auto", dense=Dense(hidden=(6, 5)), conv=SMALL["conv"], recurrent=SMALL["recurrent"]),
+}
+LIKELIHOODS = ("mse", "gaussian", "gaussian(0.1)", "bernoulli", "poisson", "negative_binomial", "multinomial", "auto")
+PAIRS += [
+    pytest.param("vae", schema, net, id=f"vae-{name}-{variant}")
+    for (name, schema), (variant, net) in product(SCHEMAS.items(), VARIANTS.items())
+    if made("vae", schema, net) is not None and net.members is None
+]
+PAIRS += [
+    pytest.param(f"{recipe}:likelihood={word}", schema, network("dense"), id=f"{recipe}-{word}-{name}")
+    for (name, schema), word, recipe in product(SCHEMAS.items(), LIKELIHOODS, ("plain", "vae"))
+    if made(f"{recipe}:likelihood={word}", schema, network("dense")) is not None
+]
 
 
 def test_every_kind_of_column_is_enumerated():
@@ -140,6 +161,10 @@ def test_what_may_not_be_combined():
         nothing = (word == "conv" and schema not in grids) or (word == "recurrent" and schema not in lines)
         bag = word == "transformer" and schema == "bag"
         assert ((recipe, schema, word) in refused) == (linear or nothing or bag), (recipe, schema, word)
+    for recipe, schema, word in refused:
+        with pytest.raises(SettingError) as refusal:
+            build(Recipe.parse(recipe), SCHEMAS[schema], 3, network(word, recipe))
+        assert refusal.value.wanted, "a refusal that does not say what is wanted"
 
 
 @pytest.mark.parametrize(("recipe", "schema", "net"), PAIRS)
