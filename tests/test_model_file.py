@@ -8,12 +8,26 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from narrows import Autoencoder, Dense, evaluate, fit, learn_baseline, load, tensorfile, write_report
+from narrows import (
+    Autoencoder,
+    Conv,
+    Dense,
+    Network,
+    Recurrent,
+    evaluate,
+    fit,
+    learn_baseline,
+    load,
+    tensorfile,
+    write_report,
+)
 from narrows.errors import ModelFileError, NarrowsError, SettingError
 from narrows.fitting import Plan
+from narrows.sources.reading import field
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -261,19 +275,49 @@ def test_old_files_load_for_ever(number):
     """A file of every format that there ever was, with the answers it gave then."""
     golden = GOLDEN / f"format-{number}.narrows"
     expected = json.loads(golden.with_suffix(".json").read_text())
-    model = load(golden)
-    np.testing.assert_allclose(model.score(rows()), expected["scores"], rtol=1e-4)
-    assert model.decode(model.encode(rows())).column("city").to_pylist() == expected["cities"]
+    model, data = load(golden), rows() if number == 1 else wide_rows()
+    np.testing.assert_allclose(model.score(data), expected["scores"], rtol=1e-4)
+    again = model.decode(model.encode(data))
+    assert again.column("city").to_pylist() == expected["cities"]
+    if number > 1:
+        assert again.column("note").to_pylist() == expected["notes"]
+
+
+def wide_rows(count=40):
+    """Rows of every kind of column."""
+    chance = np.random.default_rng(1)
+    table = pa.Table.from_pandas(rows(count), preserve_index=False)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray
+    sounds = tensors(chance.normal(size=(count, 8)).astype(np.float32))
+    further = {
+        "flag": (pa.array(chance.random(count) < 0.5), {}),
+        "picture": (tensors(chance.integers(0, 256, (count, 4, 4)).astype(np.uint8)), {}),
+        "wave": (pa.array([chance.normal(size=n).tolist() for n in chance.integers(2, 7, count)]), {}),
+        "sound": (sounds, {"kind": "audio", "rate": 8000}),
+        "note": (pa.array(chance.choice(["ab", "ba", "abba"], count)), {"kind": "tokens"}),
+        "basket": (pa.array([[(item, 1.0)] for item in chance.choice(["tea", "milk"], count)], BASKET), {}),
+    }
+    for name, (column, facts) in further.items():
+        table = table.append_column(field(name, column.type, **facts), column)
+    return table
+
+
+BASKET = pa.map_(pa.string(), pa.float32())
 
 
 def write_golden():
     """`python tests/test_model_file.py`: a golden file of the present format, to be written once for each."""
-    model = small()
+    network = Network(
+        dense=Dense(hidden=(3,)), conv=Conv(channels=(2,), fold=2), recurrent=Recurrent(units=2, bidirectional=False)
+    )
+    model = fit(wide_rows(), Plan("vae", 2, network, epochs=2, columns={"many": "count"}))
     path = GOLDEN / f"format-{tensorfile.FORMAT}.narrows"
     model.save(path)
+    again = model.decode(model.encode(wide_rows()))
     answers = {
-        "scores": model.score(rows()).tolist(),
-        "cities": model.decode(model.encode(rows())).column("city").to_pylist(),
+        "scores": model.score(wide_rows()).tolist(),
+        "cities": again.column("city").to_pylist(),
+        "notes": again.column("note").to_pylist(),
     }
     path.with_suffix(".json").write_text(json.dumps(answers))
 
