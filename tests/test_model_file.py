@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -109,31 +110,31 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-def answer(path, scores):
+def answer(path, data, scores):
     """What loading says is wrong, or None after the model gave the right scores."""
     try:
         model = load(path)
     except NarrowsError as error:
         return str(error)
-    np.testing.assert_array_equal(model.score(rows()), scores)
+    np.testing.assert_array_equal(model.score(data), scores)
     return None
 
 
-def check_mutations(written, count, seed):
+def check_mutations(path, given, count, seed):
     """Half of the files are as a disk or a hand damaged them, half have wrong facts under a right checksum."""
-    path, scores = written
+    scores = load(path).score(given)
     data, chance, refused = path.read_bytes(), random.Random(seed), 0
     target = path.with_name("mutated.narrows")
     for _ in range(count // 2):
         target.write_bytes(mutate(data, chance))
-        said = answer(target, scores)
+        said = answer(target, given, scores)
         assert said is None or str(target) in said, said
         refused += said is not None
     assert refused > count * 0.45
     facts, tensors = tensorfile.read(path, "model")
     for _ in range(count // 2):
         tensorfile.write(target, "model", *lied(facts, tensors, chance))
-        use(target)
+        use(target, given)
 
 
 def lied(facts, tensors, chance):
@@ -160,22 +161,30 @@ def lied(facts, tensors, chance):
     return facts, tensors
 
 
-def use(path):
+def use(path, given):
     """Load, and do with the model what the command line does: refused in words, or answered without a crash."""
     with contextlib.suppress(NarrowsError), warnings.catch_warnings(action="ignore"):
         model = load(path)
-        model.reconstruct(rows())
-        evaluate(model, rows())
-        write_report(model, rows(), path.with_suffix(".html"))
+        model.reconstruct(given)
+        evaluate(model, given)
+        write_report(model, given, path.with_suffix(".html"))
 
 
-def test_a_damaged_file_is_refused_or_right(written):
-    check_mutations(written, 200, seed=0)
+@pytest.fixture
+def wide(tmp_path):
+    """The golden file that has every kind of column."""
+    return Path(shutil.copy(GOLDEN / "format-2.narrows", tmp_path / "wide.narrows"))
+
+
+def test_a_damaged_file_is_refused_or_right(written, wide):
+    check_mutations(written[0], rows(), 120, seed=0)
+    check_mutations(wide, wide_rows(), 80, seed=0)
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files_are_refused_or_right(written):
-    check_mutations(written, 10_000, seed=1)
+def test_ten_thousand_damaged_files_are_refused_or_right(written, wide):
+    check_mutations(written[0], rows(), 5_000, seed=1)
+    check_mutations(wide, wide_rows(), 5_000, seed=1)
 
 
 def resealed(path, change):
