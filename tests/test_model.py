@@ -17,6 +17,8 @@ from narrows.model.families import Multinomial, NegativeBinomial, Poisson
 from narrows.model.recipes import RECIPES, Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import ACTIVATIONS, Dense
+from narrows.networks.recurrent import Recurrent
+from narrows.networks.transformer import Transformer
 from narrows.schema import Batch, Column, Schema, Sparse
 
 MIXED = Schema(
@@ -438,3 +440,17 @@ def test_rows_of_bags_are_those_of_the_table_they_stand_for(which):
     chosen = {"positions": order, "flags": dense[:, 0] > 0, "slice": slice(5, 40, 3)}[which]
     assert torch.equal(bags[chosen].dense(), dense[chosen])
     assert torch.equal(Sparse.concat([bags[:4], bags[4:4], bags[4:]]).dense(), dense)
+
+
+@pytest.mark.parametrize("network", [Recurrent(units=8), Transformer(width=8, layers=1, heads=2)])
+def test_what_is_fed_back_is_what_is_said(network):
+    schema = Schema((Column("t", "tokens", "string", width=0, levels=5, holes=True, grid=(6,)),))
+    torch.manual_seed(0)
+    module = build(Recipe.parse("plain"), schema, 3, Network.of(network)).eval()
+    with torch.no_grad():
+        module.decoder.trunks[0].said.bias[-1] += 5.0  # unknown tokens are likely, but none can be said
+        z = 3 * torch.randn(1, 9, 3)
+        said = module.decode(z).codes()[0]
+        told = module.embed(Batch(torch.zeros(9, 0), said))
+        assert torch.equal(module.likelihood(module.decoder(z, told)).codes()[0], said)
+        assert said.max() < 5 and len(said.unique()) > 1

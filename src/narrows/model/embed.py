@@ -167,7 +167,7 @@ class Tokens(nn.Module):
         """(B, T, TOKEN_WIDTH), zeros where no token was seen."""
         codes = batch.codes[:, self.codes]
         if self.training:
-            codes = with_strangers(codes, codes.new_tensor(self.levels))
+            codes = with_strangers(codes, self.levels)
         vectors: Tensor = self.table(codes)
         if batch.seen is not None:
             vectors = vectors * batch.seen[:, self.span].unsqueeze(-1)
@@ -310,7 +310,7 @@ class CellEmbed(nn.Module):
         return View(batch.numbers[:, :0], (vectors + self.offset,), (None,))
 
 
-def with_strangers(codes: Tensor, sizes: Tensor) -> Tensor:
+def with_strangers(codes: Tensor, sizes: Tensor | int) -> Tensor:
     """Codes with a few made unknown, so that the encoder has met what unseen levels will look like."""
     return torch.where(torch.rand(codes.shape, device=codes.device) < STRANGERS, sizes, codes)
 

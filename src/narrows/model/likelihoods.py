@@ -135,7 +135,7 @@ class Likelihood(nn.Module):
     def at_position(self, column: Column, outputs: Tensor) -> Tensor:
         """What one position of an array column most probably holds, by its outputs: cells (B, v) or codes (B,)."""
         if column.categorical:
-            return outputs.argmax(-1)
+            return outputs[..., :-1].argmax(-1)  # as `mode`: what is fed back is what is said
         start, at = self.spans[column.name].start, 0
         for family, size in zip(self._families(), self.sizes, strict=True):
             if at <= start < at + size:
