@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -151,10 +152,25 @@ def test_a_stream_over_budget_learns_what_memory_learns(place):
     assert losses[0] == pytest.approx(losses[1], rel=0.25)
 
 
-@pytest.mark.parametrize("extra", [(), ("--budget", "0")], ids=["resident", "streamed"])
-def test_a_killed_run_resumes_to_the_same_bytes(place, extra):
-    fit = ("fit", "homes.csv", "--recipe", "vae", "--latent", 3, "--hidden", 32, "--epochs", 400, "--batch-size", 16)
-    fit = (*fit, "--checkpoint-every", 0.02, "--patience", 1000, *extra)
+TABLE = ("homes.csv", "--recipe", "vae", "--hidden", 32, "--epochs", 400)
+TEXTS = ("texts.parquet", "--column.text", "tokens", "--budget", 0)
+RUNS = {
+    "resident": TABLE,
+    "streamed": (*TABLE, "--budget", 0),
+    "recurrent": (*TEXTS, "--network", "recurrent", "--recurrent.units", 16, "--recurrent.word-dropout", 0.2),
+    "transformer": (*TEXTS, "--network", "transformer", "--transformer.width", 8, "--transformer.dropout", 0.1),
+    "conv": ("homes.npy", "--column.x", "series", "--network", "conv", "--recipe", "denoising", "--budget", 0),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_run_resumes_to_the_same_bytes(place, run):
+    generator = np.random.default_rng(0)
+    np.save(place / "homes.npy", generator.normal(size=(300, 20, 2)))
+    lines = [" ".join(generator.choice(["to", "be", "or", "not"], 4)) for _ in range(300)]
+    pq.write_table(pa.table({"text": lines, "n": range(300)}), place / "texts.parquet", row_group_size=64)
+    fit = ("fit", *RUNS[run], "--latent", 3, "--batch-size", 16, "--checkpoint-every", 0.02, "--patience", 1000)
+    fit = fit if "--epochs" in fit else (*fit, "--epochs", 25)
     narrows(*fit, "--out", "whole.narrows", cwd=place)
     chance, kills = random.Random(0), 0
     words = [sys.executable, "-m", "narrows", *map(str, fit), "--resume", "--out", "killed.narrows"]
