@@ -164,7 +164,7 @@ def _refuse_ragged(file: File, layout: Layout) -> None:
         if found := _RAGGED.search(str(error)):
             row, wanted, got = map(int, found.groups())
             got_fields = f"{file.name} row {row - layout.header} has {got} fields between {layout.delimiter!r}"
-            hint = "quotes around fields that hold the delimiter"
+            hint = "quotes around fields that hold the delimiter, or form text (--form text) for lines of running text"
             raise DataError(got_fields, f"{wanted}, as in the first row", hint) from error
 
 

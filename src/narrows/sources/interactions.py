@@ -87,7 +87,7 @@ class _Log:
             raise DataError(f"{self._name} column {name!r} is {column.type}", "numbers, how often or how much")
         self._refuse(_missing(column), column, row, name)
         values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-        self._refuse((values < 0) | np.isinf(values), column, row, name)
+        self._refuse((values < 0) | (values > np.finfo(np.float32).max), column, row, name)
         return values.astype(np.float32)
 
     def _refuse(self, wrong: NDArray[np.bool_], column: pa.Array, row: int, name: str) -> None:

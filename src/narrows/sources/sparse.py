@@ -141,7 +141,7 @@ def open_csr(
     offsets = indptr.astype(np.int64)
     values = data.astype(np.float64) if data.dtype.kind in "biu" else data
     with np.errstate(invalid="ignore"):
-        wrong = ~((values >= 0) & (values < np.inf))
+        wrong = ~((values >= 0) & (values <= np.finfo(np.float32).max))
     if wrong.any():
         at = int(wrong.argmax())
         row = int(np.searchsorted(offsets, at, "right")) - 1

@@ -150,6 +150,7 @@ class Evaluation:
         ours, pca, mean = headline.errors.model, headline.errors.pca, headline.errors.mean
         figures = f"{headline.words} {figure(ours)} against {figure(pca)}"
         components = f"{self.components} component{'' if self.components == 1 else 's'}"
+        wide = "the columns beside texts" if any(c.measure == "bits" for c in self.columns) else "the data"
         if not ours < mean and mean > 0:
             return (
                 f"No better than {headline.usual}: {headline.words} {figure(ours)} against {figure(mean)}; "
@@ -159,7 +160,7 @@ class Evaluation:
             return f"Better than the unigram: {headline.words} {figure(ours)} against {figure(mean)}."
         if self.lossless:
             return (
-                f"A code of {self.code} is as wide as the data, so PCA of that size loses nothing; the model's "
+                f"A code of {self.code} is as wide as {wide}, so PCA of that size loses nothing; the model's "
                 f"{headline.words} is {figure(ours)}, {headline.usual}'s {figure(mean)}."
             )
         if self.linear and ours < 1.05 * pca:
