@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from narrows import Model, Plan, Reading, Source, Watch, evaluate, fit, learn_baseline, open_source
+from narrows.tasks.baseline import Baseline
 
 RESULTS = Path(__file__).parent / "results" / "kinds.json"
 DRAWS = 8  # of each code, to average a bound over
@@ -222,7 +223,13 @@ def nats_a_cell(model: Model, train: np.ndarray, test: np.ndarray) -> dict[str, 
     mean, variance = train.mean(0), train.var(0)
     size = mean**2 / np.maximum(variance - mean, 1e-6)
     alone = -nbinom.logpmf(test, size, size / (size + mean)).mean()
-    return {"nats a cell": round(nats / rows / test.shape[1], 4), "independent": round(float(alone), 4)}
+    found = {"nats a cell": round(nats / rows / test.shape[1], 4), "independent": round(float(alone), 4)}
+    baseline = Baseline.of(model, model.source(test))
+    # squared errors of counts are those of the few genes with the largest; logarithms weigh all alike
+    for name, guess in (("log error", lambda b: model.cells(model.codes(b))), ("PCA log error", baseline.cells)):
+        gaps = [guess(batch)[0].clamp(min=0).log1p() - batch.numbers.log1p() for _, batch in model.batches(test)]
+        found[name] = round(float(torch.cat(gaps).square().mean().sqrt()), 4)
+    return found
 
 
 SERIES = {"x": "series"}

@@ -22,9 +22,9 @@ from narrows.train.settings import Precision
 REPAYS_BFLOAT16 = 1 << 27
 
 # Products a forward pass below which one thread is faster than two: 100-64-32 at 32 rows (5e5) 0.22 ms against
-# 0.31, 784-128 at 32 rows (6e6) about equal. A network over grids has many small layers: a convolutional one on 32 series
-# of 140 steps (7e6, each weight used at many positions) took 12 ms on one thread, and 58 on two of which another
-# program had one core.
+# 0.31, 784-128 at 32 rows (6e6) about equal. A network over grids has many small layers: a convolutional one on 32
+# series of 140 steps (7e6, each weight used at many positions) took 12 ms on one thread, and 58 on two of which
+# another program had one core.
 REPAYS_THREADS = 1 << 24
 
 
