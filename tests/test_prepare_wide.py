@@ -375,6 +375,10 @@ def test_spectra_of_ragged_sounds_end_where_they_do() -> None:
     assert frames.tolist() == [33, 21, 2, 25, 0]
     restored = back(preparer, batch).to_pylist()
     assert [len(sound) for sound in restored[:4]] == [4000, 2500, 1, 3000]
+    for row in range(4):  # to the last bit, whatever longer sounds are beside it
+        alone = preparer.prepare(rows.slice(row, 1))
+        assert torch.equal(alone.numbers, batch[row : row + 1].numbers)
+        assert back(preparer, alone).to_pylist() == restored[row : row + 1]
 
 
 # texts
