@@ -240,3 +240,16 @@ def test_a_census_table_goes_through_and_comes_back(tmp_path):
         assert back[ours].dtype == data[theirs].dtype
         if data[theirs].dtype.kind not in "if":
             assert set(back[ours]) <= set(data[theirs].dropna())
+
+
+def test_windows_come_back_and_can_be_read_again(place):
+    """As tensors alone in .npy, beside their starts and stamps in .parquet; neither is cut into windows again."""
+    fit = ("fit", "homes.csv", "--window", 8, "--stamp", "seen", "--latent", 2, "--epochs", 1)
+    table = pd.read_csv(place / "homes.csv").drop(columns="town")
+    table.to_csv(place / "numbers.csv", index=False)
+    narrows(fit[0], "numbers.csv", *fit[2:], "--out", "w.narrows", cwd=place)
+    for name in ("w.npy", "w.parquet"):
+        narrows("reconstruct", "w.narrows", "numbers.csv", "--out", name, cwd=place)
+        assert json.loads(narrows("evaluate", "w.narrows", name, "--json", cwd=place).stdout)["rows"] == 50
+    assert np.load(place / "w.npy").shape == (50, 8, 3)
+    assert set(pq.read_table(place / "w.parquet").column_names) == {"x", "start", "seen"}

@@ -232,8 +232,12 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
     refuse_output(out, model, data)
     fitted = _model(model, applying)
     source = _source(fitted, data, applying)
+    schema = fitted.preparer.arrow_schema
+    if out.suffix == ".npy":
+        write_rows(out, (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(source)), schema)
+        return
     rows = (_with_asides(raw, fitted.rows(fitted.codes(batch))) for raw, batch in fitted.batches(source))
-    write_rows(out, rows, pa.schema([*asides(source.schema), *fitted.preparer.arrow_schema]))
+    write_rows(out, rows, pa.schema([*asides(source.schema), *schema]))
 
 
 def evaluate(model: Path, data: str, *, json: bool = False, applying: Annotated[Applying | None, Flat] = None) -> None:
