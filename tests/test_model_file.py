@@ -292,6 +292,20 @@ def test_old_files_load_for_ever(number):
         assert again.column("note").to_pylist() == expected["notes"]
 
 
+def test_what_defaults_settled_is_in_the_file(tmp_path):
+    """A later default must not change what a file says; so nothing that decides a shape may be left open in it."""
+    model = fit(wide_rows(), Plan("plain", 2, epochs=1))
+    model.save(tmp_path / "m.narrows")
+    settled = load(tmp_path / "m.narrows").network
+    assert settled == model.network and settled.dense.hidden is not None and settled.dense.decoder is not None
+    words = {name: type(settings).__name__ for name, settings in settled.columns.items()}
+    assert words == {"picture": "Conv", "wave": "Conv", "sound": "Conv", "note": "Recurrent"}
+    for settings in settled.columns.values():
+        assert None not in vars(settings).values()
+    table = fit(rows(), Plan("plain", 2, epochs=1)).network
+    assert table.kind == "dense" and table.dense.hidden and table.dense.decoder
+
+
 def wide_rows(count=40):
     """Rows of every kind of column."""
     chance = np.random.default_rng(1)

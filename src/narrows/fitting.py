@@ -19,7 +19,7 @@ from torch import nn
 
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
-from narrows.model.building import build
+from narrows.model.building import assemble
 from narrows.model.recipes import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
@@ -125,7 +125,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         # the user's own modules stay as they are: a second fit begins where the first began
-        module = build(recipe, schema, latent, network, copy.deepcopy(modules))
+        module, network = assemble(recipe, schema, latent, network, copy.deepcopy(modules))
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(network)}

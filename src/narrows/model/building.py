@@ -19,16 +19,14 @@ from narrows.model.embed import CellEmbed, Embed, GridEmbed
 from narrows.model.latents import Latent
 from narrows.model.likelihoods import Likelihood
 from narrows.model.recipes import Recipe
-from narrows.networks.choice import Network
+from narrows.networks.choice import Network, Reader, word_of
 from narrows.networks.dense import Dense
 from narrows.networks.fused import Celled, CellHeads, Fused, Parted
-from narrows.networks.grids import Grid, GridNetwork
-from narrows.networks.recurrent import Recurrent
-from narrows.networks.transformer import Transformer
+from narrows.networks.grids import Grid
 from narrows.schema import Column, Schema
 
 MOST_CELLS = 2048  # of a row that attention relates to each other: its work grows with their square
-Ends = tuple[nn.Module, nn.Module, nn.Module]  # embed, encoder, decoder
+Ends = tuple[nn.Module, nn.Module, nn.Module, Network]  # embed, encoder, decoder, and the network as it was settled
 
 
 def build(
@@ -38,7 +36,21 @@ def build(
     network: Network,
     modules: Mapping[str, nn.Module] | None = None,
 ) -> AutoencoderModule:
+    """The module alone that `assemble` makes."""
+    return assemble(recipe, schema, latent, network, modules)[0]
+
+
+def assemble(
+    recipe: Recipe,
+    schema: Schema,
+    latent: int,
+    network: Network,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> tuple[AutoencoderModule, Network]:
     """The module that a recipe makes of a schema, with fresh random weights from torch's global generator.
+
+    Beside it the network with everything settled that was left to defaults, for the model file: defaults may get better
+    later, and the file must still load.
 
     Args:
         recipe: fills the slots.
@@ -63,10 +75,9 @@ def build(
     if modules:
         embed, encoder, decoder = Embed(schema, masking), modules["encoder"], modules["decoder"]
     else:
-        embed, encoder, decoder = _ends(schema, network, masking, code, likelihood)  # type: ignore[assignment]
-    return AutoencoderModule(
-        nn.Sequential(*slots.corruptions), embed, encoder, code, decoder, likelihood, slots.weights
-    )
+        embed, encoder, decoder, network = _ends(schema, network, masking, code, likelihood)  # type: ignore[assignment]
+    corrupt = nn.Sequential(*slots.corruptions)
+    return AutoencoderModule(corrupt, embed, encoder, code, decoder, likelihood, slots.weights), network
 
 
 def _linear(recipe: Recipe, network: Network) -> Network:
@@ -79,12 +90,14 @@ def _linear(recipe: Recipe, network: Network) -> Network:
     return replace(network, kind="dense", dense=replace(network.dense, hidden=(), decoder=()))
 
 
-def choose_networks(schema: Schema, network: Network) -> dict[str, str]:
-    """The columns whose grids a network reads: name -> `conv`, `recurrent` or `transformer`.
+def choose_networks(schema: Schema, network: Network) -> dict[str, Reader]:
+    """The columns whose grids a network reads: name -> its settings.
 
     Raises:
         SettingError: where the network asked for has no column to read.
     """
+    if network.columns:
+        return {column.name: network.columns[column.name] for column in schema if column.name in network.columns}
     columns = [column for column in schema if column.grid and column.cells]
     if network.kind == "auto":
         chosen = {column.name: _usual(column) for column in columns}
@@ -94,7 +107,7 @@ def choose_networks(schema: Schema, network: Network) -> dict[str, str]:
         what = {"conv": "image, series, sound or text", "recurrent": "series, sound or text"}[network.kind]
         hint = "--network dense, or the column's kind: --column.NAME series"
         raise SettingError(f"network={network.kind!r} for rows without any {what}", "auto or dense", hint)
-    return {name: word for name, word in chosen.items() if word != "dense"}
+    return {name: network.named(word) for name, word in chosen.items() if word != "dense"}
 
 
 def positions(column: Column) -> tuple[int, ...]:
@@ -115,43 +128,45 @@ def _ends(schema: Schema, network: Network, masking: bool, code: Latent, likelih
     """Embedding, encoder and decoder."""
     chosen = choose_networks(schema, network)
     if network.members and (chosen or network.kind == "transformer"):
-        kinds = ", ".join(sorted({*chosen.values()})) or network.kind
+        kinds = ", ".join(sorted({word_of(settings) for settings in chosen.values()})) or network.kind
         raise SettingError(f"members={network.members} with a {kinds} network", "dense networks, or one member")
     if chosen:
         return _over_grids(schema, network, chosen, masking, code, likelihood)
     if network.kind == "transformer":
         return _over_cells(schema, network, masking, code, likelihood)
     embed = Embed(schema, masking)
-    return embed, *network.dense.build(embed.width, code.features, code.size, likelihood.width)
+    dense = network.dense.settled(embed.width, code.features, code.size, likelihood.width)
+    down, up = dense.build(embed.width, code.features, code.size, likelihood.width)
+    return embed, down, up, replace(network, kind="dense", dense=dense)
 
 
 def _over_grids(
-    schema: Schema, network: Network, chosen: dict[str, str], masking: bool, code: Latent, likelihood: Likelihood
+    schema: Schema,
+    network: Network,
+    chosen: dict[str, Reader],
+    masking: bool,
+    code: Latent,
+    likelihood: Likelihood,
 ) -> Ends:
     """A network for each grid, and dense layers that join them with the rest of the row."""
     embed = GridEmbed(schema, list(chosen), masking)
-    encoders, decoders, spans = [], [], []
-    for index, (name, word) in enumerate(chosen.items()):
+    encoders, decoders, spans, columns = [], [], [], {}
+    for index, (name, settings) in enumerate(chosen.items()):
         column, start = schema[name], likelihood.spans[name].start
         outputs = column.levels + 1 if column.categorical else column.grid[-1]
         grid = Grid(positions(column), embed.channels(index), outputs)
-        encoder, decoder = _settings(network, word, column).pair(grid)
+        columns[name] = settings.settled(grid, told=column.categorical)
+        encoder, decoder = columns[name].pair(grid)
         encoders.append(encoder)
         decoders.append(decoder)
         spans.append(slice(start, start + grid.count * outputs))
     rest = likelihood.width - sum(span.stop - span.start for span in spans)
     inside = embed.rest.width + sum(encoder.width for encoder in encoders)
     outside = rest + sum(decoder.width for decoder in decoders)
-    down, up = _joining(network.dense, bool(rest)).build(inside, code.features, code.size, outside)
-    return embed, Fused(encoders, down), Parted(up, decoders, spans, likelihood.width)
-
-
-def _settings(network: Network, word: str, column: Column) -> GridNetwork:
-    """The settings for a column: what is said token by token is read that way, unless the user says otherwise."""
-    settings = network.named(word)
-    if column.categorical and isinstance(settings, Recurrent | Transformer) and settings.autoregressive is None:
-        return replace(settings, autoregressive=True)
-    return settings
+    dense = _joining(network.dense, bool(rest)).settled(inside, code.features, code.size, outside)
+    down, up = dense.build(inside, code.features, code.size, outside)
+    settled = replace(network, dense=dense, columns=columns)
+    return embed, Fused(encoders, down), Parted(up, decoders, spans, likelihood.width), settled
 
 
 def _joining(dense: Dense, mixed: bool) -> Dense:
@@ -168,13 +183,14 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
     if network.transformer.autoregressive:
         raise SettingError("autoregressive=True over the cells of a table, which have no order", "a series or a text")
     width = network.transformer.width
-    one_by_one = replace(network.transformer, patch=network.transformer.patch or 1)
-    encoder, decoder = one_by_one.pair(Grid((schema.cells,), width, width))
-    joining = _joining(network.dense, mixed=False)
-    down, up = joining.build(encoder.width, code.features, code.size, decoder.width)
+    settings = replace(network.transformer, patch=network.transformer.patch or 1, autoregressive=False)
+    encoder, decoder = settings.pair(Grid((schema.cells,), width, width))
+    dense = _joining(network.dense, mixed=False).settled(encoder.width, code.features, code.size, decoder.width)
+    down, up = dense.build(encoder.width, code.features, code.size, decoder.width)
     numbers = [cell for name in likelihood.spans if name in schema.names for cell in _number_cells(schema, name)]
     heads = CellHeads(numbers, schema.levels, width)
-    return CellEmbed(schema, width, masking), Fused([encoder], down), Celled(up, decoder, heads)
+    settled = replace(network, dense=dense, transformer=settings)
+    return CellEmbed(schema, width, masking), Fused([encoder], down), Celled(up, decoder, heads), settled
 
 
 def _number_cells(schema: Schema, name: str) -> range:

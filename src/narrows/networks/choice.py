@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 from narrows.errors import SettingError
 from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
-from narrows.networks.grids import GridNetwork
 from narrows.networks.recurrent import Recurrent
 from narrows.networks.transformer import Transformer
 
 Word = Literal["auto", "dense", "conv", "recurrent", "transformer"]
 WORDS: tuple[Word, ...] = get_args(Word)
+Reader = Conv | Recurrent | Transformer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Network:
         conv: of convolutions, for images, series, sounds and texts.
         recurrent: of GRUs and LSTMs, for series, sounds and texts.
         transformer: of attention, for all of these, and for the cells of a table.
+        columns: what was settled for each column whose grid is read, kept with a model; it comes before `kind`.
     """
 
     kind: Word = "auto"
@@ -37,6 +38,7 @@ class Network:
     conv: Conv = field(default_factory=Conv)
     recurrent: Recurrent = field(default_factory=Recurrent)
     transformer: Transformer = field(default_factory=Transformer)
+    columns: dict[str, Reader] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: Any) -> Network:
@@ -49,9 +51,8 @@ class Network:
             return network or cls()
         if isinstance(network, str):
             return cls(kind=network)  # type: ignore[arg-type]  # checked by `check`
-        kinds = {Dense: "dense", Conv: "conv", Recurrent: "recurrent", Transformer: "transformer"}
-        word = kinds.get(type(network))
-        if word is None:
+        word = word_of(network)
+        if not word:
             raise SettingError(f"network={network!r}", f"one of {', '.join(WORDS)}, or settings of one of these")
         return cls(**{"kind": word, word: network})
 
@@ -68,14 +69,20 @@ class Network:
         """
         if self.kind not in WORDS:
             raise SettingError(f"network={self.kind!r}", f"one of {', '.join(WORDS)}")
-        for settings in (self.dense, self.conv, self.recurrent, self.transformer):
+        for settings in (self.dense, self.conv, self.recurrent, self.transformer, *self.columns.values()):
             settings.check()
 
-    def named(self, word: str) -> GridNetwork:
+    def named(self, word: str) -> Reader:
         """The settings of a kind that reads grids."""
-        networks: dict[str, GridNetwork] = {
+        readers: dict[str, Reader] = {
             "conv": self.conv,
             "recurrent": self.recurrent,
             "transformer": self.transformer,
         }
-        return networks[word]
+        return readers[word]
+
+
+def word_of(settings: Any) -> str:
+    """The word for the kind of network whose settings these are; empty for anything else."""
+    kinds = {Dense: "dense", Conv: "conv", Recurrent: "recurrent", Transformer: "transformer"}
+    return kinds.get(type(settings), "")

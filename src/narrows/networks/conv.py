@@ -10,9 +10,9 @@ What this file does not know: what the channels mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +88,19 @@ class Conv:
         self.check()
         if len(grid.positions) not in CONVOLUTIONS:
             raise SettingError(f"a grid of {len(grid.positions)} axes for conv", "an image (H, W) or a series (T,)")
+        fold, channels = self._sizes(grid)
+        return ConvEncoder(self, grid, fold, channels), ConvDecoder(self, grid, fold, channels)
+
+    def settled(self, grid: Grid, told: bool = False) -> Self:
+        """The same with the fold and channels that the defaults give; `told` is not for convolutions."""
+        fold, channels = self._sizes(grid)
+        return replace(self, fold=fold, channels=tuple(channels))
+
+    def _sizes(self, grid: Grid) -> tuple[int, Sequence[int]]:
+        """Positions a side that are folded, and channels of each stage."""
         fold = self.fold or default_fold(grid.positions)
         first = tuple(-(-n // fold) for n in grid.positions)
-        channels = self.channels or default_channels(first)
-        return ConvEncoder(self, grid, fold, channels), ConvDecoder(self, grid, fold, channels)
+        return fold, self.channels or default_channels(first)
 
 
 def default_fold(positions: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ What this file does not know: what the inputs mean, and what the outputs are use
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -99,6 +99,11 @@ class Dense:
         self.check()
         down, up = self.widths(inputs, features, code, outputs)
         return self._stack(down), self._stack(up)
+
+    def settled(self, inputs: int, features: int, code: int, outputs: int) -> Dense:
+        """The same with the widths that the defaults give."""
+        down, up = self.widths(inputs, features, code, outputs)
+        return replace(self, hidden=down[1:-1], decoder=up[1:-1])
 
     def widths(self, inputs: int, features: int, code: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The widths that a row passes through: encoder, `inputs` to `features`, and decoder, `code` to `outputs`."""

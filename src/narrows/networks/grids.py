@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,6 +99,14 @@ class GridNetwork(Protocol):
 
     def check(self) -> None:
         """Refuse settings out of range with a `SettingError`."""
+
+    def settled(self, grid: Grid, told: bool = False) -> Self:
+        """The same with what the defaults give for a grid.
+
+        Args:
+            grid: to be read and written.
+            told: whether it is best said position by position, as texts are, by a network that can do that.
+        """
 
     def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
         """An encoder and a decoder of this grid, each with a `width` of its own.

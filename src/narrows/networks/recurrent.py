@@ -9,8 +9,8 @@ What this file does not know: what stands at a position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +90,16 @@ class Recurrent:
             raise SettingError(f"a grid of {len(grid.positions)} axes for recurrent", "a sequence (T,)", "network conv")
         if self.word_dropout and not self.autoregressive:
             raise SettingError("word_dropout without autoregressive", "autoregressive=True with it")
-        patch = self.patch or (1 if self.autoregressive else default_patch(grid.positions))
+        patch = self._patch(grid)
         return RecurrentEncoder(self, grid, patch), RecurrentDecoder(self, grid, patch)
+
+    def settled(self, grid: Grid, told: bool = False) -> Self:
+        """The same with the patch that the defaults give; autoregressive, where that is open, if `told`."""
+        settled = self if self.autoregressive is not None else replace(self, autoregressive=told)
+        return replace(settled, patch=settled._patch(grid))
+
+    def _patch(self, grid: Grid) -> int:
+        return self.patch or (1 if self.autoregressive else default_patch(grid.positions))
 
 
 class RecurrentEncoder(GridEncoder):

@@ -10,8 +10,9 @@ What this file does not know: what stands at a position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +80,16 @@ class Transformer:
             SettingError: for settings out of range.
         """
         self.check()
-        patch = self.patch or (1 if self.autoregressive else default_patch(grid.positions))
+        patch = self._patch(grid)
         return TransformerEncoder(self, grid, patch), TransformerDecoder(self, grid, patch)
+
+    def settled(self, grid: Grid, told: bool = False) -> Self:
+        """The same with the patch that the defaults give; autoregressive, where that is open, if `told`."""
+        settled = self if self.autoregressive is not None else replace(self, autoregressive=told)
+        return replace(settled, patch=settled._patch(grid))
+
+    def _patch(self, grid: Grid) -> int:
+        return self.patch or (1 if self.autoregressive else default_patch(grid.positions))
 
 
 class TransformerEncoder(GridEncoder):

@@ -13,6 +13,7 @@ from narrows.fitted import Model
 from narrows.model.building import choose_networks
 from narrows.model.embed import Embed
 from narrows.model.recipes import Recipe
+from narrows.networks.choice import word_of
 from narrows.networks.fused import Fused
 from narrows.report.charts import curves, points
 from narrows.report.gather import Gathered
@@ -78,9 +79,9 @@ def layers(model: Model) -> str:
         return "the user's own encoder and decoder"
     module, code = model.module, model.latent
     if isinstance(module.encoder, Fused):
-        chosen = choose_networks(model.schema, model.network) or {"the cells": "transformer"}
+        chosen = choose_networks(model.schema, model.network) or {"the cells": model.network.transformer}
         trunks = zip(chosen.items(), module.encoder.trunks, strict=True)
-        read = ", ".join(f"{word} over {name} to {trunk.width:,}" for (name, word), trunk in trunks)
+        read = ", ".join(f"{word_of(settings)} over {name} to {trunk.width:,}" for (name, settings), trunk in trunks)
         return f"{read}, then {code:,} and back"
     network = model.network.dense
     network = replace(network, hidden=(), decoder=()) if model.recipe.slots().linear else network
