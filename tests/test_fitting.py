@@ -119,6 +119,13 @@ def test_row_weights_follow_their_rows():
         Rows(open_source(frame), 0.2, Training(budget=0), 0).streams(CPU, np.ones(500))
 
 
+def test_expected_counts_stay_near_those_of_training():
+    counts = np.random.default_rng(0).poisson(3, (300, 6))
+    model = fit(counts, Plan("vae", 2, epochs=2, columns={"x": "count"}))
+    far = model.decode(np.full((1, 2), 1e4)).column("x").chunk(0).to_numpy_ndarray()
+    assert (far <= 2 * counts.max(0) + 1).all()
+
+
 def test_no_rows_are_refused():
     with pytest.raises(DataError, match="no rows"):
         fit(table(5).iloc[:0])

@@ -156,6 +156,9 @@ class Model:
         low, high = self.preparer.scaling.low, self.preparer.scaling.high
         dense, bags, levels = joined.tensor_split([self.schema.dense, self.schema.numbers], dim=1)
         dense = torch.where(low == high, low, dense)  # what never varied is known
+        counts = self.schema.cells_where(kind="count")
+        if counts:  # an expected count is an exponential: a row unlike any in training made 20 million of it
+            dense[:, counts] = torch.minimum(dense[:, counts], 2 * high[counts] + 1)
         return torch.cat([dense, bags], dim=1).float(), levels.long()
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
