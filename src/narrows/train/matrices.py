@@ -17,6 +17,7 @@ from narrows.train.members import find_stacks
 Uses = Mapping[Tensor, int]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
+ONE_BY_ONE = 4  # times the work of a product that a recurrent one is: its steps wait for each other and share nothing
 
 
 def matrix_views(module: nn.Module) -> dict[Tensor, tuple[int, ...]]:
@@ -74,7 +75,8 @@ def count_uses(module: nn.Module, forward: Callable[[], Any]) -> dict[Tensor, in
 
 
 def _places(layer: nn.Module, output: Tensor) -> int:
-    """Positions at which a layer multiplied, from its output of one row."""
+    """Positions at which a layer multiplied, from its output of one row; recurrent ones weighed by what they cost."""
     if isinstance(layer, CONVOLUTIONS):
         return output[0, 0].numel()
-    return output.numel() // output.shape[-1]
+    places = output.numel() // output.shape[-1]
+    return places * ONE_BY_ONE if isinstance(layer, nn.RNNBase) else places
