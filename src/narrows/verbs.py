@@ -336,6 +336,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "weights": sum(p.numel() for p in model.module.parameters()),
         "cells": model.schema.cells,
         "columns": model.schema.to_json(),
+        "reading": model.reading.kept(),
         **training,
         **_best(model),
         "parts": sorted(model.parts),
@@ -353,6 +354,11 @@ def _described(model: Model) -> dict[str, str]:
         "code": f"{model.code_size} numbers for {model.schema.cells:,} cells a row",
         "network": f"{layers(model)}; {facts['weights']:,} weights",
         "columns": "\n".join([*columns[:SHOWN], *more]),
+        **(
+            {"reading": ", ".join(f"{key} {value}" for key, value in facts["reading"].items())}
+            if facts["reading"]
+            else {}
+        ),
         "trained": _sentence(model),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
         "parts": ", ".join(facts["parts"]),

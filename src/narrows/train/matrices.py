@@ -49,6 +49,8 @@ def _sized(weight: Tensor, view: tuple[int, ...]) -> tuple[int, ...]:
 def count_uses(module: nn.Module, forward: Callable[[], Any]) -> dict[Tensor, int]:
     """How often each weight that multiplies is used for one row: once in a dense layer, at every position of a grid.
 
+    Uses in recurrent layers count four times over, which is what they take.
+
     Args:
         module: whose weights are meant; in eval mode meanwhile, as a row alone has no variance and nothing is drawn.
         forward: runs it on one row.
