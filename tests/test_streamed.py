@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import narrows.prepare.streamed as home
 from narrows.errors import DataError, DataWarning
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
@@ -28,6 +29,13 @@ from narrows.sources.split import Split
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is read from:narrows.errors.DataWarning")
+
+
+@pytest.fixture(autouse=True, params=["beside", "between"])
+def reading(request, monkeypatch):
+    """Windows are read beside training, or between trainings where that takes every core: the batches are the same."""
+    monkeypatch.setattr(home, "core_to_spare", lambda device: request.param == "beside")
+    return request.param
 
 
 class Pieces(Source):
@@ -117,10 +125,10 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("narrows-reader")]
 
 
-def test_the_thread_ends_with_the_epoch():
+def test_the_thread_ends_with_the_epoch(reading):
     source = Pieces([100] * 4)
     for _ in streamed(source).epoch(0):
-        assert len(readers()) == 1
+        assert len(readers()) == (reading == "beside")
     assert not readers()
 
 
