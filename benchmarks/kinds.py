@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -276,13 +276,18 @@ def run(name: str, data: Path) -> dict[str, Any]:
             "epochs": model.facts["epochs"],
             "stopped by": model.facts["reason"],
             "seconds": round(seconds, 1),
-            "squared error a row": round(found.total.model, 4),
-            "PCA a row": round(found.total.pca, 4),
-            "mean a row": round(found.total.mean, 4),
+            "squared error a row": known(found.total.model),
+            "PCA a row": known(found.total.pca),
+            "mean a row": known(found.total.mean),
         }
         if system.beside:
             facts |= system.beside(model, train, test)
     return facts | {"peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def known(error: float) -> float | None:
+    """A figure to four digits; None where there is none, as PCA has none of texts."""
+    return round(error, 4) if isfinite(error) else None
 
 
 def main() -> None:
