@@ -23,9 +23,9 @@ from narrows.errors import DataError
 from narrows.sources.arrays import flat
 from narrows.sources.paths import File
 from narrows.sources.reading import Reading, field
-from narrows.sources.source import Source, numbered, row_in_piece
+from narrows.sources.source import Source, row_in_piece
 from narrows.sources.sparse import BagSource, Rows
-from narrows.sources.text import split_lines
+from narrows.sources.text import TextFiles, split_lines
 
 _LISTS = "a user and item numbers between spaces, such as `17 4 251 9`"
 
@@ -130,23 +130,12 @@ def open_lists(files: list[File]) -> Source:
     return Lists(files)
 
 
-class Lists(Source):
+class Lists(TextFiles):
     """Files of lists; a piece is a file, read from its beginning each time."""
 
     def __init__(self, files: list[File]) -> None:
-        self._files = files
-        self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         bags = field("items", pa.map_(pa.int64(), pa.float32()), kind="bag")
-        self.schema = pa.schema([bags, field("user", pa.string(), aside=True)])
-        self.pieces = tuple(range(len(files)))
-
-    def rows_of(self, piece: int) -> int | None:
-        """Unknown until a file is read."""
-        return None
-
-    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """See `Source.read`."""
-        return numbered(piece, skip, self._batches(self._files[piece], skip))
+        super().__init__(files, pa.schema([bags, field("user", pa.string(), aside=True)]))
 
     def _batches(self, file: File, skip: int) -> Iterator[pa.RecordBatch]:
         for lines, texts in split_lines(file, skip):

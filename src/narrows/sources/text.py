@@ -7,6 +7,7 @@ long it is. UTF-8 only: nothing is guessed, and nothing replaced. Knows nothing 
 from __future__ import annotations
 
 import codecs
+from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import count
 
@@ -37,16 +38,22 @@ def open_text(files: list[File], reading: Reading) -> Source:
     return Texts(files, reading)
 
 
-class Texts(Source):
-    """Text files; see `open_text`."""
+class TextFiles(Source):
+    """Text files, each a piece whose rows are not counted until it is read.
 
-    def __init__(self, files: list[File], reading: Reading) -> None:
-        self._files, self._window, self._stride = files, reading.window, reading.stride or reading.window
+    Args:
+        files: at least one.
+        schema: of their rows.
+    """
+
+    def __init__(self, files: list[File], schema: pa.Schema) -> None:
+        self._files, self.schema = files, schema
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-        place = "line" if reading.window is None else "start"
-        fields = [field("text", pa.string(), kind="tokens"), field(place, pa.int64(), aside=True)]
-        self.schema = pa.schema([*fields, *([field("path", pa.string(), aside=True)] if len(files) > 1 else [])])
         self.pieces = tuple(range(len(files)))
+
+    @abstractmethod
+    def _batches(self, file: File, skip: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a file behind the first `skip`."""
 
     def rows_of(self, piece: int) -> int | None:
         """Unknown until a file is read."""
@@ -55,6 +62,18 @@ class Texts(Source):
     def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
         """See `Source.read`."""
         return numbered(piece, skip, self._batches(self._files[piece], skip))
+
+
+class Texts(TextFiles):
+    """Text files; see `open_text`."""
+
+    def __init__(self, files: list[File], reading: Reading) -> None:
+        self._window, self._stride = reading.window, reading.stride or reading.window
+        place = "line" if reading.window is None else "start"
+        fields = [field("text", pa.string(), kind="tokens"), field(place, pa.int64(), aside=True)]
+        if len(files) > 1:
+            fields.append(field("path", pa.string(), aside=True))
+        super().__init__(files, pa.schema(fields))
 
     def _batches(self, file: File, skip: int) -> Iterator[pa.RecordBatch]:
         if self._window is None or self._stride is None:
