@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from narrows.estimators import Autoencoder
     from narrows.fitted import Model, load
     from narrows.fitting import Plan, fit
-    from narrows.model.recipes import Recipe
+    from narrows.model.recipe import Recipe
     from narrows.networks.choice import Network
     from narrows.networks.conv import Conv
     from narrows.networks.dense import Dense
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 # idle machine is as fast (13 ms). Read when torch is loaded, so this works for `import narrows` before `import torch`.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# Arrow's own allocator gives memory back between the windows of a stream, to be asked for anew: reading 32 numbers a
+# row took 0.22 microseconds in place of 0.11.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -46,7 +50,7 @@ _HOMES = {
     "Network": "narrows.networks.choice",
     "Plan": "narrows.fitting",
     "Reading": "narrows.sources.reading",
-    "Recipe": "narrows.model.recipes",
+    "Recipe": "narrows.model.recipe",
     "Recurrent": "narrows.networks.recurrent",
     "SettingError": "narrows.errors",
     "Source": "narrows.sources.source",

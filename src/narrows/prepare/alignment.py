@@ -72,6 +72,8 @@ def refuse_other_signals(rows: pa.Schema, trained: pa.Schema) -> None:
         DataError: naming the column and both.
     """
     for column in trained:
+        if not column.metadata:  # it says nothing of a signal
+            continue
         entry = rows.field(column.name) if column.name in rows.names else column
         for key, what, hint in SIGNALS:
             got, wanted = fact(entry, key), fact(column, key)

@@ -73,8 +73,8 @@ def _first_bad(array: Values, target: Type) -> int:
     return good
 
 
-def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) -> Floats:
-    """A scalar column as (B,) float64, NaN where missing.
+def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) -> Cells:
+    """A scalar column as (B,) float64, NaN where missing; float32 without holes stays as it is, and is not copied.
 
     Args:
         array: the column as it came; any numeric type will do, and text where every value parses.
@@ -86,6 +86,8 @@ def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) 
         DataError: where values are not numbers.
     """
     array = plain(array)
+    if pa.types.is_float32(array.type) and not array.null_count:
+        return np.asarray(array.to_numpy())
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
     if is_clock(trained):
@@ -123,7 +125,7 @@ def refuse_infinite(cells: Cells, column: str, first_row: int = 0) -> None:
         DataError: naming column and row.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        if cells.dtype.kind != "f" or np.isfinite(cells.sum(dtype=np.float64)):
+        if cells.dtype.kind != "f" or np.isfinite(cells.sum(dtype=np.float64 if cells.itemsize < 4 else None)):
             return
     rows = np.flatnonzero(np.isinf(cells).reshape(len(cells), -1).any(axis=1))
     if len(rows):
