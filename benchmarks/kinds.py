@@ -126,7 +126,8 @@ def newsgroups(data: Path, folder: Path) -> Parts:
         with gzip.open(data / "newsgroups20" / f"{part}.jsonl.gz", "rt") as file:
             posts = [json.loads(line)["text"] for line in file]
         paths.append(folder / f"{part}.jsonl")
-        bodies = (post.partition("\t\t")[2] for post in posts)  # line breaks are tabs in this copy
+        # line breaks are tabs in the first part of this copy
+        bodies = (post.replace("\t", "\n").partition("\n\n")[2] for post in posts)
         paths[-1].write_text("".join(json.dumps({"text": body}) + "\n" for body in bodies if body.strip()))
     return paths[0], paths[1]
 

@@ -9,7 +9,7 @@ import torch
 from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.building import build
-from narrows.model.recipes import Recipe
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.prepare.preparer import Preparer

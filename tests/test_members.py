@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.building import build
-from narrows.model.recipes import Recipe
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import Dense, MemberLinear
 from narrows.schema import Batch, Column, Schema

@@ -14,7 +14,8 @@ from narrows.model.categorical import Categorical as Categories
 from narrows.model.categorical import groups_alike
 from narrows.model.corruptions import GaussianNoise
 from narrows.model.families import Multinomial, NegativeBinomial, Poisson
-from narrows.model.recipes import RECIPES, Recipe
+from narrows.model.recipe import Recipe
+from narrows.model.recipes import RECIPES
 from narrows.networks.choice import Network
 from narrows.networks.dense import ACTIVATIONS, Dense
 from narrows.networks.recurrent import Recurrent

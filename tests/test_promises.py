@@ -13,7 +13,8 @@ import torch
 
 from narrows.errors import SettingError
 from narrows.model.building import build
-from narrows.model.recipes import RECIPES, Recipe
+from narrows.model.recipe import Recipe
+from narrows.model.recipes import RECIPES
 from narrows.networks.choice import WORDS, Network
 from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense

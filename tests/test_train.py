@@ -37,6 +37,7 @@ class Cells:
     """A loss by cell."""
 
     nll: Tensor
+    opposing = None
 
     def total(self) -> Tensor:
         return self.nll.sum(1).mean()

@@ -22,7 +22,7 @@ from narrows import tensorfile
 from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError
 from narrows.model.autoencoder import AutoencoderModule, Loss
 from narrows.model.building import build
-from narrows.model.recipes import Recipe
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch, Schema
@@ -180,7 +180,7 @@ class Model:
 
     def _cost(self, part: Batch) -> Tensor:
         loss: Loss = self.module.score(part)
-        terms = [self.module.weights.get(name, 1.0) * term for name, term in loss.terms.items()]
+        terms = [loss.weights.get(name, 1.0) * term for name, term in loss.terms.items()]
         joined = torch.cat([loss.nll, *(term.unsqueeze(-1) for term in terms)], dim=-1)[0]
         return joined.mean(0) if self.members else joined
 

@@ -20,7 +20,7 @@ from torch import nn
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.building import assemble
-from narrows.model.recipes import Recipe
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
 from narrows.rows import Rows, wishes

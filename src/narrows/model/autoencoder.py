@@ -1,17 +1,20 @@
-"""The one module: five slots, and a forward pass that reads in the order the data meets them.
+"""The one module: the slots, and a forward pass that reads in the order the data meets them.
 
-    batch -> corrupt -> embed -> encoder -> latent -> decoder -> likelihood -> Loss
-      B rows, C cells                      z (K, [E,] B, size)          nll (K, [E,] B, C)
+    batch -> augment -> corrupt -> embed -> encoder -> latent -> decoder -> likelihood -> Loss
+      B rows, C cells                              z (K, [E,] B, size)          nll (K, [E,] B, C)
 
 K samples of the code, E members where the network is an ensemble. The loss counts the uncorrupted cells, where they
-were seen. Variants are other parts in the slots; nothing subclasses `AutoencoderModule`.
+were seen; penalties look at the whole pass. Variants are other parts in the slots; nothing subclasses
+`AutoencoderModule`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from math import log
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,8 @@ from torch import Tensor, nn
 from narrows.model.embed import CellEmbed, Embed, GridEmbed
 from narrows.model.latents import Code, Latent
 from narrows.model.likelihoods import Likelihood, Prediction
+from narrows.model.objectives import Objective
+from narrows.model.penalties import Pass, Penalty
 from narrows.networks.grids import Feedback
 from narrows.schema import Batch
 
@@ -32,27 +37,38 @@ class Loss:
         terms: name -> (K, [E,] B) what the latent asks of each row.
         weights: name -> weight of a term, such as beta for `kl`; terms without one weigh 1.
         rows: (B,) weight of each row, or None for equal ones.
+        scalars: name -> () what latent and penalties ask of the batch, members summed; trains, never scores.
+        opposing: () the loss of the weights that train against the rest, which `total` leaves out; None without such.
+        importance: whether the K samples are importance samples of one likelihood, in place of K losses to average.
     """
 
     nll: Tensor
     terms: dict[str, Tensor]
-    weights: dict[str, float]
+    weights: Mapping[str, float]
     rows: Tensor | None = None
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    opposing: Tensor | None = None
+    importance: bool = False
 
     def per_row(self) -> Tensor:
-        """([E,] B) loss of each row: summed over cells and weighted terms, averaged over samples."""
+        """([E,] B) loss of each row: summed over cells and weighted terms, over samples the mean or -log mean exp."""
         total = self.nll.sum(-1)
         for name, term in self.terms.items():
             total = total + self.weights.get(name, 1.0) * term
-        return total.squeeze(0) if len(total) == 1 else total.mean(0)
+        if len(total) == 1:
+            return total.squeeze(0)
+        return log(len(total)) - torch.logsumexp(-total, dim=0) if self.importance else total.mean(0)
 
     def total(self) -> Tensor:
         """The number to minimize: (weighted) mean over rows; summed over members, each of which trains as if alone."""
         rows = self.per_row()
         if self.rows is None:
-            return rows.mean(-1).sum()
-        # a batch may hold rows of weight 0 alone; it costs nothing then
-        return (rows @ self.rows).sum() / self.rows.sum().clamp_min(torch.finfo(torch.float32).tiny)
+            total = rows.mean(-1).sum()
+        else:  # a batch may hold rows of weight 0 alone; it costs nothing then
+            total = (rows @ self.rows).sum() / self.rows.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        for name, scalar in self.scalars.items():
+            total = total + self.weights.get(name, 1.0) * scalar
+        return total
 
     def broken(self) -> list[int]:
         """Positions of the cells whose likelihood is not finite for some row."""
@@ -65,41 +81,67 @@ class AutoencoderModule(nn.Module):
     """An autoencoder: the slots, filled.
 
     Args:
+        augment: Batch -> Batch, applied in training only; what it gives is what the model is to reconstruct.
         corrupt: Batch -> Batch, applied in training only.
         embed: Batch -> (B, inputs), or a View where the network reads grids.
         encoder: (B, inputs) or View -> ([E,] B, features).
         latent: features -> Code.
         decoder: (K, [E,] B, size) -> (K, [E,] B, outputs). An autoregressive one also reads the embedded rows.
         likelihood: outputs -> Prediction.
-        weights: of the latent's terms.
+        objective: weights of terms and penalties, and how samples of a code become one loss.
+        penalties: on each pass of training.
     """
 
     def __init__(
         self,
+        augment: nn.Module,
         corrupt: nn.Module,
         embed: Embed | GridEmbed | CellEmbed,
         encoder: nn.Module,
         latent: Latent,
         decoder: nn.Module,
         likelihood: Likelihood,
-        weights: dict[str, float],
+        objective: Objective,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
         super().__init__()
-        self.corrupt, self.embed, self.encoder = corrupt, embed, encoder
+        self.augment, self.corrupt, self.embed, self.encoder = augment, corrupt, embed, encoder
         self.latent, self.decoder, self.likelihood = latent, decoder, likelihood
-        self.weights = weights
+        self.objective, self.penalties = objective, nn.ModuleList(penalties)
+        self._done = 1.0
+        self._code: Code | None = None  # of the step that is being taken
 
     def forward(self, batch: Batch) -> Loss:
-        """The loss of a batch, with one sample of each code."""
+        """The loss of a batch, with as many samples of each code as the objective asks for."""
         batch = batch.dense()
-        view = self.corrupt(batch) if self.training else batch
-        code: Code = self.latent(self.encoder(self.embed(view)), samples=1)
-        return self._loss(code, batch)
+        view = batch
+        if self.training:
+            batch = self.augment(batch)
+            view = self.corrupt(batch)
+        objective = self.objective
+        code = self._code_of(view, objective.samples, objective.importance)
+        if self.training:
+            self._code = code
+        return self._loss(code, batch, view)
+
+    def before_step(self, done: float) -> None:
+        """Told before each step: the share of training that is done, by which weights may rise."""
+        self._done = done
+
+    def after_step(self) -> None:
+        """Told after each step: the latent learns what gradients do not."""
+        code, self._code = self._code, None
+        if code is not None:
+            with torch.no_grad():
+                self.latent.update(code)
+
+    def opponents(self) -> list[nn.Parameter]:
+        """Weights that train against the rest, towards a loss of their own."""
+        return list(self.penalties.parameters())
 
     def encode(self, batch: Batch) -> Code:
         """The best guess of each row's code: z (1, [E,] B, size)."""
-        code: Code = self.latent(self.encoder(self.embed(batch.dense())), samples=0)
-        return code
+        return self._code_of(batch.dense(), samples=0)
 
     def decode(self, z: Tensor) -> Prediction:
         """The rows that codes (K, [E,] B, size) stand for; what is told step by step goes on from its own words."""
@@ -110,13 +152,48 @@ class AutoencoderModule(nn.Module):
     def score(self, batch: Batch) -> Loss:
         """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
         batch = batch.dense()
-        return self._loss(self.encode(batch), batch)
+        code = self.encode(batch)
+        return Loss(-self._predict(code, batch).log_prob(batch), code.terms, self.weights, batch.weight)
 
-    def _loss(self, code: Code, batch: Batch) -> Loss:
-        """What codes cost that are to stand for these rows."""
+    def likelihoods(self, batch: Batch, samples: int) -> Tensor:
+        """(samples, [E,] B) log importance weights, log p(x, z) - log q(z|x) with z from q: none of them weighed.
+
+        The logarithm of their mean is an estimate of log p(x) from below that rises to it (Burda et al. 2016).
+        """
+        batch = batch.dense()
+        code = self._code_of(batch, samples, ratio=True)
+        log_prob = self._predict(code, batch).log_prob(batch).sum(-1)
+        return log_prob - torch.stack([*code.terms.values()]).sum(0)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each term, such as beta for `kl`: in training as far as it has risen."""
+        return self.objective.at(self._done) if self.training else self.objective.weights
+
+    def _code_of(self, view: Batch, samples: int, ratio: bool = False) -> Code:
+        code: Code = self.latent(self.encoder(self.embed(view)), samples, ratio)
+        return code
+
+    def _predict(self, code: Code, batch: Batch) -> Prediction:
+        """What codes say of the rows that they are to stand for."""
         outputs = self.decoder(code.z, self.embed(batch)) if self.autoregressive else self.decoder(code.z)
-        p: Prediction = self.likelihood(outputs)
-        return Loss(-p.log_prob(batch), code.terms, self.weights, batch.weight)
+        prediction: Prediction = self.likelihood(outputs)
+        return prediction
+
+    def _loss(self, code: Code, batch: Batch, view: Batch) -> Loss:
+        """What codes cost that are to stand for these rows, penalties included."""
+        p = self._predict(code, batch)
+        passed = Pass(batch, view, code, p, partial(self._code_of, samples=self.objective.samples), self.decode)
+        scalars, against = dict(code.scalars), []
+        for penalty in cast(Sequence[Penalty], self.penalties):
+            if self.training or penalty.judges:
+                cost = penalty(passed)
+                scalars[penalty.name] = cost.mean(-1).sum() if cost.ndim else cost
+            if self.training and (opposing := penalty.opposing(passed)) is not None:
+                against.append(opposing)
+        opposing = torch.stack(against).sum() if against else None
+        nll, importance = -p.log_prob(batch), self.objective.importance
+        return Loss(nll, code.terms, self.weights, batch.weight, scalars, opposing, importance)
 
     @property
     def autoregressive(self) -> bool:

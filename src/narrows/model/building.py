@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from narrows.errors import SettingError
 from narrows.model.autoencoder import AutoencoderModule
-from narrows.model.corruptions import GaussianNoise, Masking
 from narrows.model.embed import CellEmbed, Embed, GridEmbed
-from narrows.model.latents import Latent
+from narrows.model.latents import Deterministic, Latent
 from narrows.model.likelihoods import Likelihood
-from narrows.model.recipes import Recipe
+from narrows.model.penalties import Site
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network, Reader, word_of
 from narrows.networks.dense import Dense
 from narrows.networks.fused import Celled, CellHeads, Fused, Parted
@@ -66,18 +67,20 @@ def assemble(
     slots = recipe.slots()
     if slots.linear:
         network = _linear(recipe, network)
-    for part in slots.corruptions:
-        if isinstance(part, GaussianNoise):
-            part.suit(schema)
-    masking = any(isinstance(part, Masking) for part in slots.corruptions)
+    for part in (*slots.augmentations, *slots.corruptions):
+        part.suit(schema)
+    masking = any(part.hides for part in slots.corruptions)
     code = slots.latent(latent)
     likelihood = Likelihood(schema, slots.likelihood, slots.link, None if modules else network.members)
     if modules:
         embed, encoder, decoder = Embed(schema, masking), modules["encoder"], modules["decoder"]
     else:
         embed, encoder, decoder, network = _ends(schema, network, masking, code, likelihood)  # type: ignore[assignment]
-    corrupt = nn.Sequential(*slots.corruptions)
-    return AutoencoderModule(corrupt, embed, encoder, code, decoder, likelihood, slots.weights), network
+    site = Site(schema, code, encoder, network.members, partial(_critic, schema, network, likelihood))
+    penalties = [penalty(site) for penalty in slots.penalties]
+    changes = nn.Sequential(*slots.augmentations), nn.Sequential(*slots.corruptions)
+    module = AutoencoderModule(*changes, embed, encoder, code, decoder, likelihood, slots.objective, penalties)
+    return module, network
 
 
 def _linear(recipe: Recipe, network: Network) -> Network:
@@ -138,6 +141,12 @@ def _ends(schema: Schema, network: Network, masking: bool, code: Latent, likelih
     dense = network.dense.settled(embed.width, code.features, code.size, likelihood.width)
     down, up = dense.build(embed.width, code.features, code.size, likelihood.width)
     return embed, down, up, replace(network, kind="dense", dense=dense)
+
+
+def _critic(schema: Schema, network: Network, likelihood: Likelihood, features: int) -> nn.Module:
+    """A network over rows like the encoder: Batch -> ([E,] B, features)."""
+    embed, encoder, *_ = _ends(schema, network, False, Deterministic(features), likelihood)
+    return nn.Sequential(embed, encoder)
 
 
 def _over_grids(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,28 @@ from narrows.errors import SettingError
 from narrows.schema import Batch, Schema
 
 
-class GaussianNoise(nn.Module):
+class Corruption(nn.Module, ABC):
+    """Batch -> Batch, drawn from torch's global generator; the rows that came are left as they are.
+
+    Attributes:
+        hides: whether cells are hidden, so that the network needs a flag for each.
+    """
+
+    hides = False
+
+    def suit(self, schema: Schema) -> None:
+        """Settle on the columns of this schema.
+
+        Raises:
+            SettingError: where it has none to work on.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Batch:
+        """The batch, corrupted."""
+
+
+class GaussianNoise(Corruption):
     """Normal noise on every number cell that is not a count (Vincent et al. 2010).
 
     Args:
@@ -40,12 +62,14 @@ class GaussianNoise(nn.Module):
         return replace(batch, numbers=batch.numbers + noise)
 
 
-class Masking(nn.Module):
+class Masking(Corruption):
     """Hides each cell, number or category, with the same chance (Vincent et al. 2008, with a flag for what is hidden).
 
     Args:
         rate: chance for a cell to be hidden, between 0 and 1.
     """
+
+    hides = True
 
     def __init__(self, rate: float) -> None:
         super().__init__()

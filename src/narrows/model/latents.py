@@ -1,6 +1,7 @@
 """The code of a row: how the encoder's features become z, and what that costs.
 
-A latent owns its terms: per-row values, in nats, that training adds to the loss with the weight of the term's name.
+A latent owns its terms: per-row values, in nats where it is a distribution, that training adds to the loss with the
+weight of the term's name; and scalars, which speak of a batch as a whole, train and never score.
 Leading axes: K samples first, then E members where the network has them, then B rows.
 """
 
@@ -12,7 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from narrows.errors import SettingError
 from narrows.networks.dense import activation
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z|x), a normal distribution with diagonal covariance: mean and log variance, ([E,] B, size) each."""
+
+    mean: Tensor
+    log_variance: Tensor
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,19 @@ class Code:
 
     Args:
         z: (K, [E,] B, size) samples, or the one best guess with K = 1.
-        terms: name -> (K, [E,] B), in nats a row.
+        terms: name -> (K, [E,] B) what each row costs.
+        scalars: name -> () what the batch costs as a whole; trains, never scores.
+        posterior: where the latent has one in closed form.
+        features: ([E,] B, features) that the code was made of; what `Latent.update` learns from.
+        symbols: (K, [E,] B, positions) int64 entries of a codebook, where the code is discrete.
     """
 
     z: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    posterior: Posterior | None = None
+    features: Tensor | None = None
+    symbols: Tensor | None = None
 
 
 class Latent(nn.Module, ABC):
@@ -34,6 +52,10 @@ class Latent(nn.Module, ABC):
     Args:
         size: numbers in the code of one row.
     """
+
+    has_prior = False  # whether `sample` knows where codes lie, without having seen any
+    limits = False  # whether the latent itself keeps a wide code from holding everything
+    symbols = 0  # entries to choose from at each position, where the code is discrete
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -45,8 +67,36 @@ class Latent(nn.Module, ABC):
         """Features the encoder must deliver."""
 
     @abstractmethod
-    def forward(self, features: Tensor, samples: int) -> Code:
-        """The code of ([E,] B, `features`): `samples` draws, or the best guess for `samples=0`."""
+    def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
+        """The code of ([E,] B, `features`).
+
+        Args:
+            features: of rows.
+            samples: draws; 0 asks for the best guess.
+            ratio: the terms of a distribution are log q(z|x) - log p(z) at the draws, as importance weights want them,
+                in place of the divergence in closed form.
+        """
+
+    def sample(self, rows: int) -> Tensor:
+        """(rows, size) codes from the prior, drawn from torch's global generator.
+
+        Raises:
+            SettingError: where the latent has none.
+        """
+        raise SettingError(f"samples from a {type(self).__name__} code, which has no prior", hint="a learnt code prior")
+
+    def update(self, code: Code) -> None:
+        """Learn what gradients do not, such as a codebook's averages, from the code of a step; after each step."""
+
+    def check(self, rows: int | None) -> None:
+        """Refuse training data that the latent cannot be learnt from.
+
+        Args:
+            rows: of training; None where not known.
+
+        Raises:
+            SettingError: saying what to change.
+        """
 
 
 class Deterministic(Latent):
@@ -55,41 +105,71 @@ class Deterministic(Latent):
     Args:
         size: numbers in the code of one row.
         link: activation of the code, such as `sigmoid` to keep it in (0, 1); the default leaves it free.
+        normal: whether codes are drawn to a standard normal prior by a penalty, so that it can be sampled from.
     """
 
-    def __init__(self, size: int, link: str = "identity") -> None:
+    def __init__(self, size: int, link: str = "identity", normal: bool = False) -> None:
         super().__init__(size)
         self.link = activation(link)
+        self.has_prior = normal
 
     @property
     def features(self) -> int:
         """One for each number of the code."""
         return self.size
 
-    def forward(self, features: Tensor, samples: int) -> Code:
+    def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code; every sample of it would be the same, so there is one."""
         return Code(self.link(features).unsqueeze(0))
+
+    def sample(self, rows: int) -> Tensor:
+        """Standard normal codes, where training drew codes there."""
+        return torch.randn(rows, self.size) if self.has_prior else super().sample(rows)
 
 
 class Gaussian(Latent):
     """A normal posterior with diagonal covariance under a standard normal prior (Kingma & Welling 2014).
 
-    Its term `kl` is KL(q(z|x) || p(z)) in closed form. Log variances are kept within [-12, 12]: beyond, float32
-    exponentials would end a run that one bad row has thrown off.
+    Its term `kl` is KL(q(z|x) || p(z)) in closed form, or the log ratio of the two at each draw. Log variances are kept
+    within [-12, 12]: beyond, float32 exponentials would end a run that one bad row has thrown off.
+
+    Args:
+        size: numbers in the code of one row.
+        free: nats that each number of the code may hold at no cost, in the mean over a batch (Kingma et al. 2016): a
+            scalar that makes up for what its KL falls short of that.
     """
+
+    has_prior = True
+    limits = True
+
+    def __init__(self, size: int, free: float = 0.0) -> None:
+        super().__init__(size)
+        self.free = free
 
     @property
     def features(self) -> int:
         """A mean and a log variance for each number of the code."""
         return 2 * self.size
 
-    def forward(self, features: Tensor, samples: int) -> Code:
+    def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """Reparametrized draws, or the posterior mean."""
         mean, log_variance = features.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-12.0, 12.0)
-        deviation = (0.5 * log_variance).exp()
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(-1)
-        z = mean.unsqueeze(0)
+        posterior, z = Posterior(mean, log_variance), mean.unsqueeze(0)
+        noise = torch.randn(samples, *mean.shape, device=mean.device) if samples else torch.zeros_like(z)
         if samples:
-            z = z + deviation * torch.randn(samples, *mean.shape, device=mean.device)
-        return Code(z, {"kl": kl.expand(len(z), *kl.shape)})
+            z = z + (0.5 * log_variance).exp() * noise
+        each = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+        if ratio:
+            kl = 0.5 * (z.square() - noise.square() - log_variance).sum(-1)
+        else:
+            kl = each.sum(-1).expand(len(z), *mean.shape[:-1])
+        return Code(z, {"kl": kl}, self._spared(each), posterior)
+
+    def _spared(self, each: Tensor) -> dict[str, Tensor]:
+        """What the KL of each number falls short of the free nats; summed over members."""
+        return {"free": (self.free - each.mean(-2)).clamp_min(0.0).sum()} if self.free and self.training else {}
+
+    def sample(self, rows: int) -> Tensor:
+        """Draws from the standard normal prior."""
+        return torch.randn(rows, self.size)

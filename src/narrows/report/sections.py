@@ -12,7 +12,7 @@ from markupsafe import Markup
 from narrows.fitted import Model
 from narrows.model.building import choose_networks
 from narrows.model.embed import Embed
-from narrows.model.recipes import Recipe
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import word_of
 from narrows.networks.fused import Fused
 from narrows.report.charts import curves, points

@@ -51,7 +51,8 @@ def train(
     random state, number of threads and treatment of denormal numbers are given back as they were.
 
     Args:
-        module: `module(batch)` gives a `Loss`; if it has a method `after_step`, that is called after every step.
+        module: `module(batch)` gives a `Loss`; if it has methods `before_step(done)` and `after_step()`, they are
+            called around every step.
         stream: of training rows; see `Training.step_rows` for the batch size that it should give.
         validation: of rows held out; its epoch 0 is read after every epoch.
         training: how to train.
@@ -158,8 +159,9 @@ class _Run:
         place, history = self.state.place, self.state.history
         while not history.reason:
             for batch, position in self.stream.epoch(place.epoch, place.position):
-                place.lr = self.peak * rate_share(self.training.schedule, self._done())
-                place.advance(batch, position, self.stepper.step(batch, place.step, place.lr))
+                done = self._done()
+                place.lr = self.peak * rate_share(self.training.schedule, done)
+                place.advance(batch, position, self.stepper.step(batch, place.step, place.lr, done))
                 if place.steps >= LONG:
                     self._record()
                 if time.monotonic() >= self.wake:
@@ -172,8 +174,13 @@ class _Run:
             self._record()
 
     def _done(self) -> float:
-        """Share of the planned rows that has been seen, or of the time limit that is used up, whichever is more."""
+        """Share of the planned rows that has been seen, or of the time limit that is used up, whichever is more.
+
+        Where neither is known the rate is constant, and weights that rise have risen.
+        """
         place, limit = self.state.place, self.training.time_limit
+        if self.rows is None and limit is None:
+            return 1.0
         rows = (place.epoch + place.epoch_rows / self.rows) / self.epochs if self.rows else 0.0
         return rows if limit is None else max(rows, (time.monotonic() - self.began) / limit)
 

@@ -30,6 +30,7 @@ DEFAULT_RATES: dict[str, float] = {
     "muon": 2e-2,
 }
 
+OPPONENTS_RATE = 1e-3  # of weights that train against the rest, by Adam whatever trains these
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises
 START = 0.04  # of the peak: where it rises from
 REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
@@ -64,21 +65,30 @@ class Optimizer:
         parts: each with weights of its own.
         names: of all weights, for naming the state.
         stacks: those of them that hold the weights of several members.
+        opponents: those that train against the rest, and whose gradients are therefore clipped apart.
+
+    A group of weights may have a `share` of the learning rate.
     """
 
     def __init__(
-        self, parts: Iterable[torch.optim.Optimizer], names: Mapping[Tensor, str], stacks: Stacks | None = None
+        self,
+        parts: Iterable[torch.optim.Optimizer],
+        names: Mapping[Tensor, str],
+        stacks: Stacks | None = None,
+        opponents: Iterable[Tensor] = (),
     ) -> None:
         self.parts, self.names = list(parts), dict(names)
         self.weights = [weight for part in self.parts for group in part.param_groups for weight in group["params"]]
         self._groups = [group for part in self.parts for group in part.param_groups]
-        self._stacked = [weight for weight in self.weights if stacks and weight in stacks]
-        self._single = [weight for weight in self.weights if not stacks or weight not in stacks]
+        self._opponents = list(opponents)
+        others = [weight for weight in self.weights if weight not in set(self._opponents)]
+        self._stacked = [weight for weight in others if stacks and weight in stacks]
+        self._single = [weight for weight in others if not stacks or weight not in stacks]
 
     def step(self, lr: float) -> None:
         """Move the weights along their gradients with this learning rate, and drop the gradients."""
         for group in self._groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         for part in self.parts:
             part.step()
         self.forget()
@@ -98,6 +108,8 @@ class Optimizer:
         """
         single, stacked = _gradients(self._single), _gradients(self._stacked)
         norm = clip(single, limit) if single else 0.0
+        if opposing := _gradients(self._opponents):
+            norm = math.hypot(norm, clip(opposing, limit))
         return math.hypot(norm, clip_members(stacked, limit)) if stacked else norm
 
     def broken(self, gradients: bool = False) -> dict[str, float]:
@@ -252,9 +264,20 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     names: dict[Tensor, str] = {w: name for name, w in module.named_parameters() if w.requires_grad}
     if not names:
         raise SettingError("a module without weights to train", "at least one parameter")
-    stacks = find_stacks(module)
-    axes = {weight: stacks.axes(weight) for weight in names}
-    return Optimizer(_parts(training, axes, matrix_views(module)), names, stacks)
+    stacks, opponents = find_stacks(module), opponents_of(module)
+    axes = {weight: stacks.axes(weight) for weight in names if weight not in opponents}
+    parts = _parts(training, axes, matrix_views(module))
+    if opponents:
+        share = OPPONENTS_RATE / DEFAULT_RATES[training.optimizer]
+        # the averages of a game are short: what was right some steps ago is wrong now (Radford et al. 2016)
+        parts.append(torch.optim.AdamW(opponents, weight_decay=0.0, betas=(0.5, 0.99), fused=True))
+        parts[-1].param_groups[0]["share"] = share
+    return Optimizer(parts, names, stacks, opponents)
+
+
+def opponents_of(module: nn.Module) -> list[Tensor]:
+    """Weights that train against the rest of a module, as its method `opponents` gives them."""
+    return list(getattr(module, "opponents", list)())
 
 
 def _parts(

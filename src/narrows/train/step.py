@@ -34,6 +34,11 @@ class Loss(Protocol):
         """Positions of the cells that made it NaN or infinite."""
         ...
 
+    @property
+    def opposing(self) -> Tensor | None:
+        """What weights that train against the rest are to minimize, in the same step; None without such."""
+        ...
+
 
 class Broken(Exception):
     """A number that is not finite.
@@ -57,7 +62,8 @@ class Stepper:
     """Takes steps with a module and its optimizer.
 
     Args:
-        module: `module(batch)` gives a `Loss`; if it has a method `after_step`, that is called after every step.
+        module: `module(batch)` gives a `Loss`; if it has methods `before_step(done)` and
+            `after_step()`, they are called around every step.
         optimizer: of its weights.
         training: `clip` and `precision` are used.
         rows: of a usual step; decides with the sizes of the weights whether bfloat16 repays.
@@ -68,15 +74,20 @@ class Stepper:
         self.module, self.optimizer, self.clip, self.seed = module, optimizer, training.clip, seed
         self.device = optimizer.weights[0].device
         self.precision = choose_precision(module, rows, self.device, training.precision)
+        self._before: Callable[[float], None] | None = getattr(module, "before_step", None)
         self._after: Callable[[], None] | None = getattr(module, "after_step", None)
 
-    def step(self, batch: Batch, number: int, lr: float) -> float:
+    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> float:
         """Move the weights by a step with this number (from 0) and learning rate; the loss before it.
+
+        `done` is the share of training that went before, where that is known.
 
         Raises:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
         seed_step(self.seed, number, self.device)
+        if self._before is not None:
+            self._before(done)
         total, value = self._loss(batch, "loss", number + 1)
         total.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.clip(self.clip)
@@ -121,7 +132,7 @@ class Stepper:
         value = total.item()
         if not math.isfinite(value):
             raise Broken(what, value, step, cells=loss.broken())
-        return total, value
+        return (total if loss.opposing is None else total + loss.opposing), value
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision is None:

@@ -1,0 +1,42 @@
+"""What a recipe chooses: the parts of an autoencoder, left open until schema, code size and network are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from narrows.model.corruptions import Corruption
+from narrows.model.latents import Latent
+from narrows.model.likelihoods import Words
+from narrows.model.objectives import Objective
+from narrows.model.penalties import Penalty, Site
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a recipe chooses.
+
+    Args:
+        latent: size of the code -> the latent.
+        likelihood: family of the number cells, one word or a word by column (see `narrows.model.likelihoods`).
+        link: activation of the outputs of squared-error cells.
+        augmentations: applied in order, in training, to what the model is to reconstruct.
+        corruptions: applied in order, in training, to what the encoder sees.
+        objective: weights of the latent's terms and of penalties, samples, and the bound.
+        penalties: made for the place where they will stand.
+        linear: whether encoder and decoder are one linear map each, whatever network was asked for.
+    """
+
+    latent: Callable[[int], Latent]
+    likelihood: Words = "mse"
+    link: str = "auto"
+    augmentations: tuple[Corruption, ...] = ()
+    corruptions: tuple[Corruption, ...] = ()
+    objective: Objective = field(default_factory=Objective)
+    penalties: tuple[Callable[[Site], Penalty], ...] = ()
+    linear: bool = False
+
+    @property
+    def can_copy(self) -> bool:
+        """Whether a code as wide as the data could hold it all: neither latent nor corruption stands in the way."""
+        return not (self.corruptions or self.penalties or self.latent(2).limits)
