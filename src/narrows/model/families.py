@@ -20,7 +20,13 @@ RATES = 20.0  # largest logarithm of an expected count: e^20 is half a billion, 
 
 
 class NumberFamily(nn.Module, ABC):
-    """Outputs (..., n) and cells (B, n) -> log density of each cell."""
+    """Outputs (..., n) and cells (B, n) -> log density of each cell.
+
+    Attributes:
+        density: whether it is one, and not an error without the constant that would make it one.
+    """
+
+    density = True
 
     @abstractmethod
     def mean(self, outputs: Tensor) -> Tensor:
@@ -37,6 +43,8 @@ class SquaredError(NumberFamily):
     Args:
         link: activation of the outputs; `sigmoid` keeps reconstructions of [0, 1] data in range.
     """
+
+    density = False
 
     def __init__(self, link: str = "identity") -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class Latent(nn.Module, ABC):
 
     has_prior = False  # whether `sample` knows where codes lie, without having seen any
     limits = False  # whether the latent itself keeps a wide code from holding everything
+    variational = False  # whether codes are drawn from q(z|x), and terms can be log q(z|x) - log p(z)
     symbols = 0  # entries to choose from at each position, where the code is discrete
 
     def __init__(self, size: int) -> None:
@@ -141,6 +142,7 @@ class Gaussian(Latent):
 
     has_prior = True
     limits = True
+    variational = True
 
     def __init__(self, size: int, free: float = 0.0) -> None:
         super().__init__(size)

@@ -106,6 +106,11 @@ class Likelihood(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
 
+    @property
+    def density(self) -> bool:
+        """Whether every cell has a proper density or probability."""
+        return all(family.density for family in self._families())
+
     def forward(self, outputs: Tensor) -> Prediction:
         """The distribution that these outputs describe; float32, whatever precision the network ran in."""
         return Prediction(self, outputs.float())
