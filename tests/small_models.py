@@ -26,14 +26,15 @@ def small_model(
     members: int | None = None,
     steps: int = 150,
     baseline: bool = True,
+    hidden: tuple[int, ...] = (32,),
 ) -> Model:
-    """A model of one hidden layer after a few full-batch steps, with its baseline."""
+    """A model, of one hidden layer by default, after a few full-batch steps, with its baseline."""
     source = open_source(data)
     statistics = Statistics(source.schema)
     for row_id, rows in source.batches():
         statistics.update(rows, row_id)
     preparer = Preparer.learn(statistics)
-    network = Network.of(Dense(hidden=(32,), members=members))
+    network = Network.of(Dense(hidden=hidden, members=members))
     torch.manual_seed(0)
     module = build(Recipe.parse(recipe), preparer.schema, latent, network)
     everything = Batch.concat([preparer.prepare(rows) for _, rows in source.batches()])

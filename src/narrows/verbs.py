@@ -35,6 +35,7 @@ from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import measure
 from narrows.tasks.figures import figure
+from narrows.tasks.likelihood import log_likelihood
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people
@@ -240,24 +241,36 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
     write_rows(out, rows, pa.schema([*asides(source.schema), *schema]))
 
 
-def evaluate(model: Path, data: str, *, json: bool = False, applying: Annotated[Applying | None, Flat] = None) -> None:
+def evaluate(
+    model: Path,
+    data: str,
+    *,
+    likelihood: int | None = None,
+    json: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
     """Reconstruction error per column, against PCA of the same size and the mean.
 
     Args:
         model: a .narrows file.
         data: rows with the columns of the training data, best ones it was not trained on.
+        likelihood: also estimate -log p(x) with this many draws of each row's code; papers take 5,000.
         json: print the result as JSON.
     """
     fitted = _model(model, applying)
     source = _source(fitted, data, applying)
+    estimate = None if likelihood is None else log_likelihood(fitted, source, likelihood)
     result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
-        print(jsonlib.dumps(result.to_json(), sort_keys=True))
+        more = {"likelihood": asdict(estimate)} if estimate else {}
+        print(jsonlib.dumps(result.to_json() | more, sort_keys=True))
     else:
         console = Console()
         console.width = max(console.width, NARROWEST)
         console.print(result.table())
         _say(result.verdict)
+        if estimate:
+            _say(str(estimate))
 
 
 def report(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, log, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from torch import Tensor
 from narrows.errors import DataError, SettingError
 from narrows.fitted import Model
 from narrows.schema import Batch
-from narrows.sources.source import Source
 from narrows.tasks.features import in_blocks
 
 BLOCK = 64  # rows whose samples are drawn together
@@ -52,7 +52,7 @@ class Likelihood:
         return f"-log p(x) = {self.nats:.3f} nats a row ({spread}; {self.rows:,} rows, {drawn})"
 
 
-def log_likelihood(model: Model, data: Source | object, samples: int = 1000, seed: int = 0) -> Likelihood:
+def log_likelihood(model: Model, data: Any, samples: int = 1000, seed: int = 0) -> Likelihood:
     """Estimate -log p(x) of rows.
 
     Args:
