@@ -81,7 +81,8 @@ class AutoencoderModule(nn.Module):
     """An autoencoder: the slots, filled.
 
     Args:
-        augment: Batch -> Batch, applied in training only; what it gives is what the model is to reconstruct.
+        augment: Batch -> Batch, applied to the rows of training and validation; what it gives is what the model is to
+            reconstruct. It says itself what it does in training only.
         corrupt: Batch -> Batch, applied in training only.
         embed: Batch -> (B, inputs), or a View where the network reads grids.
         encoder: (B, inputs) or View -> ([E,] B, features).
@@ -113,11 +114,8 @@ class AutoencoderModule(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch, with as many samples of each code as the objective asks for."""
-        batch = batch.dense()
-        view = batch
-        if self.training:
-            batch = self.augment(batch)
-            view = self.corrupt(batch)
+        batch = self.augment(batch.dense())
+        view = self.corrupt(batch) if self.training else batch
         objective = self.objective
         code = self._code_of(view, objective.samples, objective.importance)
         if self.training:

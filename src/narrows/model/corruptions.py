@@ -1,15 +1,23 @@
-"""What is done to a batch before the encoder sees it. The loss still counts the uncorrupted cells."""
+"""What is done to a batch before the encoder sees it. The loss still counts the uncorrupted cells.
+
+All of it is drawn anew for each step, so that no row is ever seen alike twice; the price is that a loss of training is
+one of corrupted rows, and cannot be compared with that of validation rows, which are left whole.
+What this file does not know: what a recipe is for, and what the network makes of a hidden cell.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.schema import Batch, Schema
+from narrows.schema import Batch, Column, Schema
+
+EXTREME = 3.0  # standard deviations from the mean at which salt and pepper lie in a column without bounds
 
 
 class Corruption(nn.Module, ABC):
@@ -62,6 +70,38 @@ class GaussianNoise(Corruption):
         return replace(batch, numbers=batch.numbers + noise)
 
 
+class SaltAndPepper(Corruption):
+    """Sets number cells to the least or the greatest value of their column, each with half of the chance.
+
+    Vincent et al. (2010). The ends are 0 and 1 where a column lies in [0, 1], else 3 standard deviations to either side
+    of the mean. Counts are left as they are, as `GaussianNoise` leaves them.
+
+    Args:
+        rate: chance for a cell to be changed, between 0 and 1.
+    """
+
+    low: Tensor
+    free: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = _share("salt", rate)
+        self.register_buffer("low", torch.zeros(0), persistent=False)
+        self.register_buffer("free", torch.zeros(0, dtype=torch.bool), persistent=False)
+
+    def suit(self, schema: Schema) -> None:
+        """Find the ends of each number cell of this schema."""
+        self.low, self.free = torch.full((schema.numbers,), -EXTREME), torch.ones(schema.numbers, dtype=torch.bool)
+        self.low[[cell for cell in schema.cells_where(bounded=True) if cell < schema.numbers]] = 0.0
+        self.free[schema.cells_where(kind="count") + schema.cells_where(kind="bag")] = False
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with some numbers at an end."""
+        draw = torch.rand_like(batch.numbers)
+        ends = torch.where(draw < self.rate / 2, self.low, torch.where(self.low == 0.0, 1.0, -self.low))
+        return replace(batch, numbers=torch.where((draw < self.rate) & self.free, ends, batch.numbers))
+
+
 class Masking(Corruption):
     """Hides each cell, number or category, with the same chance (Vincent et al. 2008, with a flag for what is hidden).
 
@@ -73,12 +113,74 @@ class Masking(Corruption):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        if not 0 < rate < 1:
-            raise SettingError(f"mask={rate!r}", "a share between 0 and 1")
-        self.rate = rate
+        self.rate = _share("mask", rate)
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with fewer cells seen."""
         cells = batch.numbers.shape[1] + batch.codes.shape[1]
         shown = torch.rand(len(batch), cells, device=batch.numbers.device) >= self.rate
         return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
+
+
+class PatchMasking(Corruption):
+    """Hides whole patches of grids, each with the same chance (the masked autoencoder of He et al. 2022).
+
+    A patch is a square of an image in all its channels, a span of a series or sound, or so many tokens of a text; it is
+    never more than half of a side, so that a grid has several. Cells without a grid are hidden one by one. He et al.
+    hide an exact share of each image; here the share holds in the mean, and rows differ.
+
+    Args:
+        rate: chance for a patch to be hidden, between 0 and 1. 0.75 is He et al.'s for photographs, whose neighbors
+            say much of each other; rows of tables want less.
+        patch: positions a side.
+    """
+
+    hides = True
+    places: Tensor
+
+    def __init__(self, rate: float, patch: int) -> None:
+        super().__init__()
+        if patch < 1:
+            raise SettingError(f"patch={patch!r}", "positions a side, at least 1")
+        self.rate, self.patch = _share("rate", rate), patch
+        self.patches = 0
+        self.register_buffer("places", torch.zeros(0, dtype=torch.long), persistent=False)
+
+    def suit(self, schema: Schema) -> None:
+        """Number the patches of this schema."""
+        # on the CPU even where a module is only sketched, without memory, to learn the shapes of its weights
+        places, first = torch.zeros(schema.cells, dtype=torch.long, device="cpu"), 0
+        for column in schema:
+            inside = self._patches(column)
+            places[schema.spans[column.name]] = first + inside
+            first += int(inside.max()) + 1 if len(inside) else 0
+        self.places, self.patches = places, first
+
+    def _patches(self, column: Column) -> Tensor:
+        """(cells,) number of the patch that each cell of a column is in; side cells are patches of their own."""
+        grid = column.grid if column.categorical else column.grid[:-1]
+        numbers = torch.zeros(1, dtype=torch.long, device="cpu")
+        for side in grid:
+            patch = max(1, min(self.patch, side // 2))
+            along = torch.arange(side, device="cpu") // patch
+            numbers = (numbers[:, None] * (int(along[-1]) + 1) + along).flatten()
+        inner = numbers.repeat_interleave(prod(column.grid) // prod(grid)) if grid else numbers[:0]
+        first = int(inner.max()) + 1 if len(inner) else 0
+        return torch.cat([inner, torch.arange(first, first + column.side, device="cpu")])
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with fewer patches seen."""
+        shown = torch.rand(len(batch), self.patches, device=batch.numbers.device) >= self.rate
+        shown = shown.index_select(1, self.places)
+        return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
+
+
+def _share(name: str, rate: float) -> float:
+    """A rate, checked.
+
+    Raises:
+        SettingError: when it is not between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise SettingError(f"{name}={rate!r}", "a share between 0 and 1")
+    return rate
