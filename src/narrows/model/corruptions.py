@@ -123,15 +123,16 @@ class Masking(Corruption):
 
 
 class PatchMasking(Corruption):
-    """Hides whole patches of grids, each with the same chance (the masked autoencoder of He et al. 2022).
+    """Hides patches of grids, of each grid the same share in every row (the masked autoencoder of He et al. 2022).
 
     A patch is a square of an image in all its channels, a span of a series or sound, or so many tokens of a text; it is
-    never more than half of a side, so that a grid has several. Cells without a grid are hidden one by one. He et al.
-    hide an exact share of each image; here the share holds in the mean, and rows differ.
+    never more than half of a side, so that a grid has several, of which one is shown at least: a network that
+    normalizes what it reads cannot learn from a row of nothing. The cells without a grid are patches of their own, of
+    which all together the same share is hidden; a lone one with that chance.
 
     Args:
-        rate: chance for a patch to be hidden, between 0 and 1. 0.75 is He et al.'s for photographs, whose neighbors
-            say much of each other; rows of tables want less.
+        rate: share of patches hidden, between 0 and 1. 0.75 is He et al.'s for photographs, whose neighbors say much of
+            each other; tables want less.
         patch: positions a side.
     """
 
@@ -143,36 +144,45 @@ class PatchMasking(Corruption):
         if patch < 1:
             raise SettingError(f"patch={patch!r}", "positions a side, at least 1")
         self.rate, self.patch = _share("rate", rate), patch
-        self.patches = 0
+        self.counts: list[int] = []
         self.register_buffer("places", torch.zeros(0, dtype=torch.long), persistent=False)
 
     def suit(self, schema: Schema) -> None:
-        """Number the patches of this schema."""
+        """Number the patches of this schema: grid by grid, then the cells that are in none."""
         # on the CPU even where a module is only sketched, without memory, to learn the shapes of its weights
-        places, first = torch.zeros(schema.cells, dtype=torch.long, device="cpu"), 0
+        places, self.counts = torch.full((schema.cells,), -1, device="cpu"), []
         for column in schema:
-            inside = self._patches(column)
-            places[schema.spans[column.name]] = first + inside
-            first += int(inside.max()) + 1 if len(inside) else 0
-        self.places, self.patches = places, first
+            if column.grid:
+                inside, start = self._patches(column), schema.spans[column.name].start
+                places[start : start + len(inside)] = sum(self.counts) + inside
+                self.counts.append(int(inside.max()) + 1)
+        rest = int((places < 0).sum())
+        places[places < 0] = sum(self.counts) + torch.arange(rest, device="cpu")
+        self.places, self.counts = places, self.counts + [rest] * (rest > 0)
 
     def _patches(self, column: Column) -> Tensor:
-        """(cells,) number of the patch that each cell of a column is in; side cells are patches of their own."""
-        grid = column.grid if column.categorical else column.grid[:-1]
+        """Number of the patch that each cell of a column's grid is in."""
+        sides = column.grid if column.categorical else column.grid[:-1]
         numbers = torch.zeros(1, dtype=torch.long, device="cpu")
-        for side in grid:
-            patch = max(1, min(self.patch, side // 2))
-            along = torch.arange(side, device="cpu") // patch
+        for side in sides:
+            along = torch.arange(side, device="cpu") // max(1, min(self.patch, side // 2))
             numbers = (numbers[:, None] * (int(along[-1]) + 1) + along).flatten()
-        inner = numbers.repeat_interleave(prod(column.grid) // prod(grid)) if grid else numbers[:0]
-        first = int(inner.max()) + 1 if len(inner) else 0
-        return torch.cat([inner, torch.arange(first, first + column.side, device="cpu")])
+        return numbers.repeat_interleave(prod(column.grid) // prod(sides))
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with fewer patches seen."""
-        shown = torch.rand(len(batch), self.patches, device=batch.numbers.device) >= self.rate
+        draw = torch.rand(len(batch), sum(self.counts), device=batch.numbers.device)
+        shown = torch.cat([self._shown(part) for part in draw.split(self.counts, dim=1)], dim=1)
         shown = shown.index_select(1, self.places)
         return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
+
+    def _shown(self, draw: Tensor) -> Tensor:
+        """Which patches of a grid (B, patches) stay, by a draw for each: those with the greatest."""
+        patches = draw.shape[1]
+        if patches == 1:
+            return draw >= self.rate
+        hidden = min(max(1, round(self.rate * patches)), patches - 1)
+        return draw > draw.kthvalue(hidden, dim=1, keepdim=True).values
 
 
 def _share(name: str, rate: float) -> float:
