@@ -11,7 +11,7 @@ were seen; penalties look at the whole pass. Variants are other parts in the slo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
 from typing import cast, final
@@ -137,15 +137,25 @@ class AutoencoderModule(nn.Module):
         """Weights that train against the rest, towards a loss of their own."""
         return list(self.penalties.parameters())
 
-    def encode(self, batch: Batch) -> Code:
-        """The best guess of each row's code: z (1, [E,] B, size)."""
-        return self._code_of(batch.dense(), samples=0)
+    def encode(self, batch: Batch, samples: int = 0) -> Code:
+        """The best guess of each row's code, z (1, [E,] B, size); or draws of it, z (samples, [E,] B, size)."""
+        return self._code_of(batch.dense(), samples)
 
-    def decode(self, z: Tensor) -> Prediction:
-        """The rows that codes (K, [E,] B, size) stand for; what is told step by step goes on from its own words."""
-        outputs = self.decoder(z, None, self._feedback()) if self.autoregressive else self.decoder(z)
-        prediction: Prediction = self.likelihood(outputs)
-        return prediction
+    def decode(self, z: Tensor, temperature: float | None = None) -> Prediction:
+        """The rows that codes (K, [E,] B, size) stand for.
+
+        What is told step by step goes on from its own words: the most probable ones, or with a temperature drawn ones,
+        which the prediction then keeps (`Prediction.told`).
+        """
+        if not self.autoregressive:
+            prediction: Prediction = self.likelihood(self.decoder(z))
+            return prediction
+        said: dict[str, list[Tensor]] = {}
+        prediction = self.likelihood(self.decoder(z, None, self._feedback(temperature, said)))
+        columns = self.embed.columns if isinstance(self.embed, GridEmbed) else []
+        grids = {column.name: column.grid for column in columns if temperature is not None and column.categorical}
+        told = {name: torch.stack(said[name], dim=1)[:, : grid[0]] for name, grid in grids.items() if name in said}
+        return replace(prediction, told=told)
 
     def score(self, batch: Batch) -> Loss:
         """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
@@ -198,14 +208,17 @@ class AutoencoderModule(nn.Module):
         """Whether the decoder reads what came before: the rows themselves in training, its own words in `decode`."""
         return bool(getattr(self.decoder, "autoregressive", False))
 
-    def _feedback(self) -> list[Feedback]:
-        """For each grid: one position's outputs -> the same position as the decoder reads it."""
+    def _feedback(self, temperature: float | None, said: dict[str, list[Tensor]]) -> list[Feedback]:
+        """For each grid: outputs at a position -> the position as the decoder reads it; `said` keeps the words."""
         embed = self.embed
         if not isinstance(embed, GridEmbed):
             return []
 
         def feed(index: int, outputs: Tensor) -> Tensor:
-            return embed.feed(index, self.likelihood.at_position(embed.columns[index], outputs.float()))
+            column = embed.columns[index]
+            here = self.likelihood.at_position(column, outputs.float(), temperature)
+            said.setdefault(column.name, []).append(here)
+            return embed.feed(index, here)
 
         return [partial(feed, index) for index in range(len(embed.columns))]
 

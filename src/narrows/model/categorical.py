@@ -39,6 +39,15 @@ class Categorical(nn.Module):
         """The most probable known level of each cell, (..., B, M)."""
         return self._joined([group.mode(outputs) for group in self._groups()])
 
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """A drawn known level of each cell, (..., B, M), from torch's global generator.
+
+        Args:
+            outputs: logits.
+            temperature: these are divided by it: below 1 the probable becomes more probable.
+        """
+        return self._joined([group.sample(outputs, temperature) for group in self._groups()])
+
     def _groups(self) -> list[_Padded]:
         return list(self.groups)  # type: ignore[arg-type]
 
@@ -96,3 +105,15 @@ class _Padded(nn.Module):
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable known level of each cell, (..., B, m)."""
         return self.log_chances(outputs).masked_fill(~self.known, float("-inf")).argmax(-1)
+
+    def sample(self, outputs: Tensor, temperature: float) -> Tensor:
+        """A drawn known level of each cell, (..., B, m)."""
+        return drawn(self.log_chances(outputs).masked_fill(~self.known, float("-inf")), temperature)
+
+
+def drawn(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """(...) the place of one of the last axis' entries, drawn with chances that are the softmax of (..., n) logits.
+
+    By the largest of logits with Gumbel noise: no chances need to be summed up, and -inf is never drawn.
+    """
+    return (logits / temperature - torch.empty_like(logits).exponential_().log()).argmax(-1)

@@ -36,6 +36,15 @@ class NumberFamily(nn.Module, ABC):
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         """Log density of each cell, (..., B, n)."""
 
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Drawn cells, from torch's global generator; the expected ones where there is no distribution to draw from.
+
+        Args:
+            outputs: (..., n) as the decoder gives them.
+            temperature: times the standard deviation, where there is one.
+        """
+        return self.mean(outputs)
+
 
 class SquaredError(NumberFamily):
     """Minus the squared error: a Gaussian of variance 1/2 without its constant, so not a density.
@@ -95,12 +104,17 @@ class Gaussian(NumberFamily):
         scale = self.scale()
         return -0.5 * ((cells - outputs) / scale).square() - scale.log() - 0.5 * log(2 * pi)
 
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Normal draws."""
+        return outputs + temperature * self.scale() * torch.randn_like(outputs)
+
 
 class Bernoulli(NumberFamily):
     """Binary cells, and cells in [0, 1] taken as chances: the cross-entropy of pixels.
 
     Beyond [0, 1] a cross-entropy has no meaning, and would reward what lies there; such a cell counts as the nearer
-    end, less its squared distance from it, so that a row fits the worse the further out it is.
+    end, less its squared distance from it, so that a row fits the worse the further out it is. A gray pixel is a chance
+    itself, not the outcome of one, so that samples are the chances: zeros and ones would be a picture full of specks.
     """
 
     def mean(self, outputs: Tensor) -> Tensor:
@@ -133,6 +147,10 @@ class Poisson(Counting):
         rate, counts = _rate(outputs.double()), cells.double().clamp_min(0.0)
         return (counts * rate - rate.exp() - torch.lgamma(counts + 1)).to(outputs.dtype)
 
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Drawn counts; no temperature changes them."""
+        return torch.poisson(self.mean(outputs))
+
 
 class NegativeBinomial(Counting):
     """Counts of variance m + m**2 / r, with a dispersion r learnt for each cell: a Poisson whose rate varies.
@@ -157,6 +175,12 @@ class NegativeBinomial(Counting):
         both = torch.logaddexp(log_r, rate)
         choices = torch.lgamma(counts + r) - torch.lgamma(r) - torch.lgamma(counts + 1)
         return (choices + r * (log_r - both) + counts * (rate - both)).to(outputs.dtype)
+
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Drawn counts, Poisson around a rate that is drawn from a gamma distribution; no temperature changes them."""
+        r = self.log_dispersion.clamp(log(0.01), log(10_000.0)).exp()
+        mean = self.mean(outputs)
+        return torch.poisson(torch.distributions.Gamma(r.expand_as(mean), r / mean).sample())
 
 
 class Multinomial(NumberFamily):

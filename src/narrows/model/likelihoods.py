@@ -9,15 +9,15 @@ squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.model.categorical import Categorical
+from narrows.model.categorical import Categorical, drawn
 from narrows.model.families import (
     Bernoulli,
     Gaussian,
@@ -39,10 +39,17 @@ WORDS = "auto, mse, gaussian, gaussian(0.1), bernoulli (bce), poisson, negative_
 
 @dataclass(frozen=True)
 class Prediction:
-    """p(row | code), as a likelihood and the decoder's outputs (K, [E,] B, outputs)."""
+    """p(row | code), as a likelihood and the decoder's outputs (K, [E,] B, outputs).
+
+    Args:
+        likelihood: that the outputs are for.
+        outputs: of the decoder.
+        told: text -> its codes (K * B, T) where the decoder drew them one after the other, reading what it said.
+    """
 
     likelihood: Likelihood
     outputs: Tensor
+    told: Mapping[str, Tensor] = field(default_factory=dict)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log likelihood of each cell, (K, [E,] B, C); exactly 0 where it was not seen."""
@@ -55,6 +62,19 @@ class Prediction:
     def codes(self) -> Tensor:
         """Most probable known levels, (K, [E,] B, M)."""
         return self.likelihood.mode(self.outputs)
+
+    def sample(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Drawn number cells (K, [E,] B, N) and known levels (K, [E,] B, M), from torch's global generator.
+
+        Cells of squared error, huber, chances and shares are no draws but the expected ones; what was `told` stays.
+
+        Args:
+            temperature: times the standard deviation of numbers, and what logits of levels are divided by.
+        """
+        numbers, codes = self.likelihood.sample(self.outputs, temperature)
+        for name, told in self.told.items():
+            codes[..., self.likelihood.places[name]] = told.view(*codes.shape[:-1], -1)
+        return numbers, codes
 
 
 class Likelihood(nn.Module):
@@ -100,6 +120,8 @@ class Likelihood(nn.Module):
         self.spans = _output_spans(schema, [c for group in groups for c in group])
         self.categories = Categorical(schema.levels) if schema.levels else None
         self.count = schema.numbers
+        spans = {column.name: schema.spans[column.name] for column in schema if column.categorical}
+        self.places = {c: slice(span.start - self.count, span.stop - self.count) for c, span in spans.items()}
         self.width = schema.numbers + (self.categories.outputs if self.categories else 0)
         # the decoder's outputs stand family by family; `order` says which cell each is, `back` undoes it
         order = torch.tensor([i for group in cells for i in group], dtype=torch.long)
@@ -137,10 +159,22 @@ class Likelihood(nn.Module):
             return outputs.new_zeros((*outputs.shape[:-1], 0), dtype=torch.long)
         return self.categories.mode(outputs[..., self.count :])
 
-    def at_position(self, column: Column, outputs: Tensor) -> Tensor:
-        """What one position of an array column most probably holds, by its outputs: cells (B, v) or codes (B,)."""
-        if column.categorical:
-            return outputs[..., :-1].argmax(-1)  # as `mode`: what is fed back is what is said
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Drawn number cells (..., N) and known levels (..., M); see `Prediction.sample`."""
+        groups = zip(self._families(), self._grouped(outputs), strict=True)
+        numbers = self._in_cell_order([family.sample(group, temperature) for family, group in groups], outputs)
+        if self.categories is None:
+            return numbers, self.mode(outputs)
+        return numbers, self.categories.sample(outputs[..., self.count :], temperature)
+
+    def at_position(self, column: Column, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        """What one position of an array column holds, by its outputs: cells (B, v) or codes (B,).
+
+        The most probable, or with a temperature a drawn code.
+        """
+        if column.categorical:  # as `mode`: what is fed back is what is said
+            logits = outputs[..., :-1]
+            return logits.argmax(-1) if temperature is None else drawn(logits, temperature)
         start, at = self.spans[column.name].start, 0
         for family, size in zip(self._families(), self.sizes, strict=True):
             if at <= start < at + size:
