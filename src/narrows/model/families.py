@@ -7,7 +7,7 @@ learnt, one for each cell, with floors that keep densities finite where values r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import log, pi
+from math import inf, log, pi
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,37 @@ class SquaredError(NumberFamily):
         return -(self.mean(outputs) - cells).square()
 
 
+class Huber(NumberFamily):
+    """Minus the squared error of cells that are near, which grows but linearly beyond (Huber 1964): not a density.
+
+    Within `delta` it is what `SquaredError` is (twice Huber's own scale), so that one wild cell pulls at the weights no
+    harder than one that is `delta` off.
+
+    Args:
+        delta: where the linear part begins, in prepared units.
+        link: activation of the outputs.
+
+    Raises:
+        SettingError: for a delta that is not above 0.
+    """
+
+    def __init__(self, delta: float = 1.0, link: str = "identity") -> None:
+        super().__init__()
+        if not 0 < delta < inf:
+            raise SettingError(f"huber({delta:g})", "a distance above 0, such as huber(1.0)")
+        self.delta, self.link = delta, activation(link)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The linked outputs; where cells are lopsided they tend to the median, the more so the smaller `delta`."""
+        linked: Tensor = self.link(outputs)
+        return linked
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Minus `e**2` up to `delta`, minus `2 delta |e| - delta**2` beyond."""
+        linked, cells = torch.broadcast_tensors(self.mean(outputs), cells)
+        return -2 * F.huber_loss(linked, cells, reduction="none", delta=self.delta)
+
+
 class Gaussian(NumberFamily):
     """Normal density of each cell around the linked output.
 
@@ -97,7 +128,7 @@ class Gaussian(NumberFamily):
         """Standard deviation of each cell; one for all where it is fixed."""
         if self.log_scale is None:
             return torch.tensor(self.fixed)
-        return (self.log_scale.clamp(-20.0, 20.0).mul(2).exp() + self.floor**2).sqrt()
+        return _floored(self.log_scale, self.floor)
 
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         """Log normal density of each cell."""
@@ -107,6 +138,59 @@ class Gaussian(NumberFamily):
     def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """Normal draws."""
         return outputs + temperature * self.scale() * torch.randn_like(outputs)
+
+
+class Student(NumberFamily):
+    """Student's t density of each cell around the output, its scale learnt for each cell: tails that bear outliers.
+
+    Args:
+        cells: number cells of a row.
+        freedom: degrees of freedom; None learns them for each cell, between 1, below which there is no mean, and about
+            1,000, where the density is as good as normal.
+        floor: smallest learnt scale, as a `Gaussian`'s.
+        members: networks side by side, each with scales and freedoms of its own; None for one.
+
+    Raises:
+        SettingError: for a freedom that is not above 0.
+    """
+
+    def __init__(
+        self, cells: int, freedom: float | None = None, floor: float = 1e-2, members: int | None = None
+    ) -> None:
+        super().__init__()
+        if freedom is not None and not 0 < freedom < inf:
+            raise SettingError(f"student({freedom:g})", "degrees of freedom above 0, such as student(5)")
+        self.floor, self.fixed = floor, freedom
+        shape = (cells,) if members is None else (members, 1, cells)
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.log_freedom = nn.Parameter(torch.full(shape, log(4.0))) if freedom is None else None
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves, where the density is highest."""
+        return outputs
+
+    def freedom(self) -> Tensor:
+        """Degrees of freedom of each cell; one for all where they are fixed."""
+        if self.log_freedom is None:
+            return torch.tensor(self.fixed)
+        return 1.0 + self.log_freedom.clamp(-7.0, 7.0).exp()
+
+    def scale(self) -> Tensor:
+        """Scale of each cell: the standard deviation, where the freedom is large."""
+        return _floored(self.log_scale, self.floor)
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """Log density of each cell."""
+        freedom, scale = self.freedom(), self.scale()
+        half = freedom.double() / 2  # a difference of large logarithms
+        height = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * (2 * pi * half).log()
+        tail = 0.5 * (freedom + 1) * (((cells - outputs) / scale).square() / freedom).log1p()
+        return height.to(outputs.dtype) - scale.log() - tail
+
+    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Draws of this density, tails and all."""
+        freedom = self.freedom().to(outputs).expand_as(outputs)
+        return outputs + temperature * self.scale() * torch.distributions.StudentT(freedom).sample()
 
 
 class Bernoulli(NumberFamily):
@@ -197,6 +281,11 @@ class Multinomial(NumberFamily):
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         """Count times log share."""
         return cells * outputs.log_softmax(-1)
+
+
+def _floored(log_scale: Tensor, floor: float) -> Tensor:
+    """The scales that logarithms stand for, none below the floor."""
+    return (log_scale.clamp(-20.0, 20.0).mul(2).exp() + floor**2).sqrt()
 
 
 def _rate(outputs: Tensor) -> Tensor:

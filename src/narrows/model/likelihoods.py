@@ -21,20 +21,27 @@ from narrows.model.categorical import Categorical, drawn
 from narrows.model.families import (
     Bernoulli,
     Gaussian,
+    Huber,
     Multinomial,
     NegativeBinomial,
     NumberFamily,
     Poisson,
     SquaredError,
+    Student,
 )
 from narrows.schema import Batch, Column, Schema
 
 Words = str | dict[str, str]
-FIXED = re.compile(r"gaussian\(([0-9.]+(?:e-?[0-9]+)?)\)")
-ALIASES = {"bce": "bernoulli", "nb": "negative_binomial"}
+FIXED = re.compile(r"(gaussian|huber|student)\(((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\)")
+ALIASES = {"bce": "bernoulli", "nb": "negative_binomial", "huber": "huber(1.0)"}
 SIMPLE: dict[str, Callable[[], NumberFamily]] = {"bernoulli": Bernoulli, "poisson": Poisson, "multinomial": Multinomial}
 COUNTS = ("poisson", "negative_binomial")
-WORDS = "auto, mse, gaussian, gaussian(0.1), bernoulli (bce), poisson, negative_binomial (nb) or multinomial"
+PLAIN = ("auto", "mse", "gaussian", "student", "bernoulli", "multinomial", *COUNTS)
+LINKED = ("mse", "huber")  # families whose outputs have a link of choice
+WORDS = (
+    "auto, mse, huber, huber(0.1), gaussian, gaussian(0.1), student, student(5), bernoulli (bce), poisson, "
+    "negative_binomial (nb) or multinomial"
+)
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,15 @@ class Likelihood(nn.Module):
 
     Args:
         schema: of the prepared data.
-        numbers: family of each number cell: `mse`, `gaussian` (learnt scale), `gaussian(0.1)` (fixed scale, in prepared
-            units), `bernoulli` (or `bce`), `poisson`, `negative_binomial` (or `nb`), `multinomial`, or `auto`:
-            Bernoulli for columns that lie in [0, 1], negative binomial for counts, multinomial for bags, Gaussian
-            for the rest.
+        numbers: family of each number cell: `mse`, `huber(1.0)` (squared error up to that distance, in prepared units,
+            linear beyond; `huber` for short), `gaussian` (learnt scale), `gaussian(0.1)` (fixed scale, in prepared
+            units), `student` (learnt scale and degrees of freedom), `student(5)` (fixed ones), `bernoulli` (or `bce`),
+            `poisson`, `negative_binomial` (or `nb`), `multinomial`, or `auto`: Bernoulli for columns that lie in
+            [0, 1], negative binomial for counts, multinomial for bags, Gaussian for the rest.
             A mapping chooses by column; columns it leaves out are `auto`. One word for all is for the columns that it
             suits: `mse` leaves counts and bags what `auto` gives them.
-        link: activation of the outputs where the family is `mse`; `auto` is the sigmoid for columns that lie in
-            [0, 1] (on MNIST it halved the error of the same network), and none for the rest.
+        link: activation of the outputs where the family is `mse` or `huber`; `auto` is the sigmoid for columns that
+            lie in [0, 1] (on MNIST it halved the error of the same network), and none for the rest.
         members: networks side by side.
 
     Raises:
@@ -196,7 +204,7 @@ class Likelihood(nn.Module):
 
 
 def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
-    """The word for every column that has number cells: `mse`, `gaussian`, `gaussian(SCALE)` or `bernoulli`.
+    """The word for every column that has number cells: one of `WORDS` but `auto`, other names replaced.
 
     Raises:
         SettingError: for an unknown word or column, or `bernoulli` for a column that leaves [0, 1].
@@ -216,7 +224,7 @@ def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
 def _word(column: Column, asked: str, for_all: bool) -> str:
     """The word asked for, checked; `auto` and other names replaced by what they stand for."""
     word = ALIASES.get(asked, asked)
-    if word not in ("auto", "mse", "gaussian", "bernoulli", "multinomial", *COUNTS) and not FIXED.fullmatch(word):
+    if word not in PLAIN and not FIXED.fullmatch(word):
         raise SettingError(f"likelihood {asked!r}", WORDS)
     usual = {"count": "negative_binomial", "bag": "multinomial"}.get(column.kind)
     if word == "auto":
@@ -254,8 +262,8 @@ def _span(schema: Schema, column: str) -> range:
 
 
 def _link(family: str, column: Column, link: str) -> str:
-    """The link of a column's squared errors; the other families have their own."""
-    if family != "mse":
+    """The link of a column's squared errors or Huber's; the other families have their own."""
+    if not family.startswith(LINKED):
         return "identity"
     return link if link != "auto" else "sigmoid" if column.bounded else "identity"
 
@@ -268,4 +276,7 @@ def _family(word: str, link: str, cells: int, members: int | None) -> NumberFami
     if word in SIMPLE:
         return SIMPLE[word]()
     fixed = FIXED.fullmatch(word)
-    return Gaussian(cells, float(fixed[1]) if fixed else None, members=members)
+    number = float(fixed[2]) if fixed else None
+    if number is not None and word.startswith("huber"):
+        return Huber(number, link)
+    return (Student if word.startswith("student") else Gaussian)(cells, number, members=members)
