@@ -2,6 +2,7 @@
 
 no grid            embed -> dense encoder -> latent -> dense decoder -> likelihood
 grids              each through its own network, joined with the rest by dense layers (see `networks.fused`)
+one grid, spatial  its network alone: the code keeps the positions of the last map
 cells of a table   a transformer over one position a cell
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from torch import nn
 
@@ -21,8 +23,9 @@ from narrows.model.likelihoods import Likelihood
 from narrows.model.penalties import Site
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network, Reader, word_of
+from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
-from narrows.networks.fused import Celled, CellHeads, Fused, Parted
+from narrows.networks.fused import Celled, CellHeads, Fused, Parted, PerPosition
 from narrows.networks.grids import Grid
 from narrows.schema import Column, Schema
 
@@ -71,12 +74,14 @@ def assemble(
         part.suit(schema)
     masking = any(part.hides for part in slots.corruptions)
     code = slots.latent(latent)
+    code.suit(None if modules else network.members)
     likelihood = Likelihood(schema, slots.likelihood, slots.link, None if modules else network.members)
     if modules:
         embed, encoder, decoder = Embed(schema, masking), modules["encoder"], modules["decoder"]
     else:
         embed, encoder, decoder, network = _ends(schema, network, masking, code, likelihood)  # type: ignore[assignment]
-    site = Site(schema, code, encoder, network.members, partial(_critic, schema, network, likelihood))
+    critic = partial(_critic, schema, network, likelihood)
+    site = Site(schema, code, encoder, None if modules else network.members, critic, embed)
     penalties = [penalty(site) for penalty in slots.penalties]
     changes = nn.Sequential(*slots.augmentations), nn.Sequential(*slots.corruptions)
     module = AutoencoderModule(*changes, embed, encoder, code, decoder, likelihood, slots.objective, penalties)
@@ -144,9 +149,15 @@ def _ends(schema: Schema, network: Network, masking: bool, code: Latent, likelih
 
 
 def _critic(schema: Schema, network: Network, likelihood: Likelihood, features: int) -> nn.Module:
-    """A network over rows like the encoder: Batch -> ([E,] B, features)."""
+    """A network over rows like the encoder: Batch -> ([E,] B, features); its features have no positions."""
+    columns = {name: _flat(settings) for name, settings in network.columns.items()}
+    network = replace(network, conv=replace(network.conv, spatial=False), columns=columns)
     embed, encoder, *_ = _ends(schema, network, False, Deterministic(features), likelihood)
     return nn.Sequential(embed, encoder)
+
+
+def _flat(settings: Reader) -> Reader:
+    return replace(settings, spatial=False) if isinstance(settings, Conv) else settings
 
 
 def _over_grids(
@@ -173,9 +184,57 @@ def _over_grids(
     inside = embed.rest.width + sum(encoder.width for encoder in encoders)
     outside = rest + sum(decoder.width for decoder in decoders)
     dense = _joining(network.dense, bool(rest)).settled(inside, code.features, code.size, outside)
-    down, up = dense.build(inside, code.features, code.size, outside)
+    if places := _places(schema, columns, dense, rest + embed.rest.width):
+        down, up = _by_position(places, code, inside, outside)
+    else:
+        down, up = dense.build(inside, code.features, code.size, outside)
     settled = replace(network, dense=dense, columns=columns)
     return embed, Fused(encoders, down), Parted(up, decoders, spans, likelihood.width), settled
+
+
+def _places(schema: Schema, columns: Mapping[str, Reader], dense: Dense, rest: int) -> tuple[int, ...]:
+    """How the positions of a spatial code are arranged; empty for a code of another kind.
+
+    Args:
+        schema: of the prepared data.
+        columns: name -> settings of the network that reads its grid.
+        dense: layers between grids and code.
+        rest: numbers that enter and leave beside the grids.
+
+    Raises:
+        SettingError: where the row is more than one grid, or dense layers would stand in between.
+    """
+    spatial = {name: settings for name, settings in columns.items() if isinstance(settings, Conv) and settings.spatial}
+    if not spatial:
+        return ()
+    name, conv = next(iter(spatial.items()))
+    if len(columns) > 1 or rest:
+        others = len(schema) - 1
+        beside = f"and {others} more" if others else "and cells that lie in no grid"
+        got = f"spatial=True for rows of column {name!r} {beside}"
+        raise SettingError(got, "rows that are one image, series, sound or text", "spatial=False")
+    if dense.hidden or dense.decoder:
+        raise SettingError(f"hidden={dense.hidden} with spatial=True", "no dense layers: () or None")
+    return conv.positions(Grid(positions(schema[name]), 1, 1))
+
+
+def _by_position(places: tuple[int, ...], code: Latent, inside: int, outside: int) -> tuple[nn.Module, nn.Module]:
+    """Maps between the vectors of a grid's network and a code that keeps its positions.
+
+    Raises:
+        SettingError: where the positions do not share the code's numbers evenly.
+    """
+    count = prod(places)
+    if code.size % count:
+        below, said = code.size // count * count, " x ".join(map(str, places))
+        nearest = f"{below:,} or {below + count:,}" if below else f"{count:,}"
+        raise SettingError(f"latent={code.size:,} with a spatial code of {said} positions", f"a multiple: {nearest}")
+    if code.features % code.size:
+        got = f"spatial=True with a code that is made of {code.features} features for {code.size} numbers"
+        raise SettingError(got, "as many features for each number", "spatial=False")
+    each = code.size // count
+    down = PerPosition(count, inside // count, each, code.features // code.size)
+    return down, PerPosition(count, each, outside // count)
 
 
 def _joining(dense: Dense, mixed: bool) -> Dense:

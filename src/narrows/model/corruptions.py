@@ -172,7 +172,7 @@ class PatchMasking(Corruption):
     def forward(self, batch: Batch) -> Batch:
         """The batch with fewer patches seen."""
         draw = torch.rand(len(batch), sum(self.counts), device=batch.numbers.device)
-        shown = torch.cat([self._shown(part) for part in draw.split(self.counts, dim=1)], dim=1)
+        shown = torch.cat([self._shown(part) for part in torch.split(draw, self.counts, dim=1)], dim=1)
         shown = shown.index_select(1, self.places)
         return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
 

@@ -4,6 +4,8 @@ What costs in a convolutional autoencoder are the layers at full size. So the fi
 channels (2 x 2 pixels by default) and the last one unfolds them (Shi et al. 2016, sub-pixel convolution); in between
 the decoder enlarges by repeating the nearest value and convolving, which leaves no checkerboard (Odena et al. 2016)
 and exports everywhere. The vector is the last, smallest map: it keeps where things are, and is as wide as that takes.
+With `spatial` the code itself keeps that map's positions (see `fused.PerPosition`); stages that do not halve, such as
+`Conv(channels=(64,), depth=4, fold=2, spatial=True)`, make a denoising network at half resolution (Zhang et al. 2018).
 What this file does not know: what the channels mean.
 """
 
@@ -55,6 +57,10 @@ class Conv:
     dropout: float = 0.0
     """Share of hidden units silenced in training, inside each block."""
 
+    spatial: bool = False
+    """Whether the code keeps the positions of the last map, some numbers at each, for rows that are one image, series,
+    sound or text: the size of the code is a multiple of these positions then."""
+
     def check(self) -> None:
         """Refuse settings out of range.
 
@@ -78,6 +84,11 @@ class Conv:
             raise SettingError(f"norm={self.norm!r}", "layer or none")
         if not (isinstance(self.dropout, float | int) and 0 <= self.dropout < 1):
             raise SettingError(f"dropout={self.dropout!r}", "a share from 0 up to, not including, 1")
+
+    def positions(self, grid: Grid) -> tuple[int, ...]:
+        """How the positions of the last map are arranged: (H, W) or (T,)."""
+        fold, channels = self._sizes(grid)
+        return halvings(grid.positions, fold, len(channels))[-1]
 
     def pair(self, grid: Grid) -> tuple[GridEncoder, GridDecoder]:
         """An encoder and a decoder of images (H, W) or series (T,).

@@ -116,6 +116,35 @@ class Parted(nn.Module):
         return _join([part.to(grids[0].dtype) for part in parts if part.shape[1]])
 
 
+class PerPosition(nn.Module):
+    """One linear map for all positions of a grid, a convolution of 1 x 1: (..., P * inputs) -> (..., P * outputs).
+
+    Vectors come and leave position by position. Where each code number wants several features, such as a mean and a log
+    variance, these leave in so many parts, each of them position by position: `chunk(parts, -1)` gives them.
+
+    Args:
+        positions: P.
+        inputs: numbers at a position.
+        outputs: likewise, in each part.
+        parts: features of each number.
+    """
+
+    def __init__(self, positions: int, inputs: int, outputs: int, parts: int = 1) -> None:
+        super().__init__()
+        self.positions, self.parts = positions, parts
+        self.linear = nn.Linear(inputs, outputs * parts)
+        nn.init.normal_(self.linear.weight, std=(2 / (inputs + outputs * parts)) ** 0.5)  # Glorot & Bengio (2010)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """The mapped vectors, as long as the positions ask."""
+        leading = vector.shape[:-1]
+        mapped: Tensor = self.linear(vector.reshape(*leading, self.positions, self.linear.in_features))
+        if self.parts > 1:
+            mapped = mapped.reshape(*leading, self.positions, self.parts, -1).transpose(-3, -2)
+        return mapped.reshape(*leading, self.positions * self.linear.out_features)
+
+
 class CellHeads(nn.Module):
     """Vectors of cells -> the outputs of their likelihoods, each cell with weights of its own.
 
