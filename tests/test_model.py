@@ -69,7 +69,7 @@ def test_every_recipe_keeps_its_promises(recipe, schema, members):
         module.zero_grad()
         loss = module(batch)
         ensemble = [members] if members else []
-        assert loss.nll.shape == (1, *ensemble, len(batch), schema.cells)
+        assert loss.nll.shape == (module.objective.samples, *ensemble, len(batch), schema.cells)
         assert loss.total().isfinite() and not loss.broken()
         loss.total().backward()
     module.zero_grad()
@@ -318,7 +318,8 @@ def test_users_own_networks_take_the_places_of_the_dense_ones():
 
 
 def test_recipes_are_written_as_name_and_arguments():
-    assert Recipe.parse("vae:beta=4").arguments == {"beta": 4.0, "likelihood": "auto"}
+    arguments = Recipe.parse("vae:beta=4").arguments
+    assert arguments["beta"] == 4.0 and arguments["likelihood"] == "auto"
     again = Recipe.parse(str(Recipe.parse("denoising:mask=0.5")))
     assert again == Recipe.of("denoising", {"mask": 0.5})
     weights = made("vae:beta=4", NUMBERS).weights

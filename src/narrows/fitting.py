@@ -126,6 +126,7 @@ def fit(
         torch.manual_seed(plan.seed)
         # the user's own modules stay as they are: a second fit begins where the first began
         module, network = assemble(recipe, schema, latent, network, copy.deepcopy(modules))
+    module.latent.check(rows.count)
     module.to(device)
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(network)}
@@ -186,7 +187,7 @@ def default_latent(schema: Schema) -> int:
 
 def _warn_overcomplete(recipe: Recipe, latent: int, schema: Schema) -> None:
     width = schema.numbers + sum(schema.levels)
-    if latent >= width and recipe.slots().can_copy:
+    if latent >= width and recipe.slots().can_copy(latent):
         warnings.warn(
             f"a code of {latent} numbers for rows of {width} inputs can copy them without learning; "
             f"try a smaller latent, or the recipe denoising or vae",

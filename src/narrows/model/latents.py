@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,28 @@ class Latent(nn.Module, ABC):
                 in place of the divergence in closed form.
         """
 
+    def suit(self, members: int | None) -> None:
+        """Settle on the networks that deliver the features: one, or so many side by side.
+
+        Raises:
+            SettingError: where the latent cannot be learnt by several.
+        """
+
     def sample(self, rows: int) -> Tensor:
-        """(rows, size) codes from the prior, drawn from torch's global generator.
+        """(rows, size) codes from the prior, drawn from torch's global generator; where the weights are, if it has any.
 
         Raises:
             SettingError: where the latent has none.
         """
         raise SettingError(f"samples from a {type(self).__name__} code, which has no prior", hint="a learnt code prior")
+
+    def look_up(self, symbols: Tensor) -> Tensor:
+        """([E,] B, size) codes that symbols ([E,] B, positions) stand for.
+
+        Raises:
+            SettingError: where the code is not discrete.
+        """
+        raise SettingError(f"symbols of a {type(self).__name__} code, which is not discrete", "the recipe vq or fsq")
 
     def update(self, code: Code) -> None:
         """Learn what gradients do not, such as a codebook's averages, from the code of a step; after each step."""
@@ -138,6 +154,9 @@ class Gaussian(Latent):
         size: numbers in the code of one row.
         free: nats that each number of the code may hold at no cost, in the mean over a batch (Kingma et al. 2016): a
             scalar that makes up for what its KL falls short of that.
+
+    Raises:
+        SettingError: for free nats below 0.
     """
 
     has_prior = True
@@ -146,7 +165,7 @@ class Gaussian(Latent):
 
     def __init__(self, size: int, free: float = 0.0) -> None:
         super().__init__(size)
-        self.free = free
+        self.free = checked_nats(free)
 
     @property
     def features(self) -> int:
@@ -157,21 +176,42 @@ class Gaussian(Latent):
         """Reparametrized draws, or the posterior mean."""
         mean, log_variance = features.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-12.0, 12.0)
-        posterior, z = Posterior(mean, log_variance), mean.unsqueeze(0)
-        noise = torch.randn(samples, *mean.shape, device=mean.device) if samples else torch.zeros_like(z)
-        if samples:
-            z = z + (0.5 * log_variance).exp() * noise
-        each = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
-        if ratio:
-            kl = 0.5 * (z.square() - noise.square() - log_variance).sum(-1)
-        else:
-            kl = each.sum(-1).expand(len(z), *mean.shape[:-1])
-        return Code(z, {"kl": kl}, self._spared(each), posterior)
-
-    def _spared(self, each: Tensor) -> dict[str, Tensor]:
-        """What the KL of each number falls short of the free nats; summed over members."""
-        return {"free": (self.free - each.mean(-2)).clamp_min(0.0).sum()} if self.free and self.training else {}
+        noise = torch.randn(samples, *mean.shape, device=mean.device) if samples else torch.zeros_like(mean)[None]
+        z = mean + (0.5 * log_variance).exp() * noise
+        each = divergence(mean, log_variance)
+        kl = log_ratio(z, noise, log_variance) if ratio else each.expand(len(z), *each.shape)
+        scalars = {"free": spared(each, self.free)} if self.free and self.training else {}
+        return Code(z, {"kl": kl.sum(-1)}, scalars, Posterior(mean, log_variance))
 
     def sample(self, rows: int) -> Tensor:
         """Draws from the standard normal prior."""
         return torch.randn(rows, self.size)
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) of each number, in nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+
+
+def log_ratio(z: Tensor, noise: Tensor, log_variance: Tensor) -> Tensor:
+    """log q(z) - log N(z; 0, 1) of each number, in nats, for z = mean + exp(log_variance / 2) * noise."""
+    return 0.5 * (z.square() - noise.square() - log_variance)
+
+
+def spared(each: Tensor, free: float) -> Tensor:
+    """() what the KL of each number, ([E,] B, size), falls short of `free` nats in the mean over rows; all summed.
+
+    Added to the KL it makes sum_j max(free, mean over rows of KL_j).
+    """
+    return (free - each.mean(-2)).clamp_min(0.0).sum()
+
+
+def checked_nats(free: float) -> float:
+    """Free nats, if they can be that.
+
+    Raises:
+        SettingError: below 0, or not finite.
+    """
+    if not 0 <= free < inf:
+        raise SettingError(f"free_bits={free}", "0 or more nats for each number of the code")
+    return free

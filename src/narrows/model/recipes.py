@@ -6,15 +6,20 @@ To add one, write a function here and list it in `RECIPES`; how it is asked for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
+from typing import Literal
 
 from narrows.errors import SettingError
 from narrows.model.augmentations import augmentations
 from narrows.model.corruptions import Corruption, GaussianNoise, Masking, PatchMasking, SaltAndPepper
-from narrows.model.latents import Deterministic, Gaussian
+from narrows.model.hierarchy import Hierarchical
+from narrows.model.latents import Deterministic, Gaussian, checked_nats
 from narrows.model.likelihoods import Words
 from narrows.model.objectives import Objective
+from narrows.model.quantized import FiniteScalar, VectorQuantized
 from narrows.model.slots import Slots
+from narrows.model.sparse import L1Sparse, RateSparse, TopK
 
 
 def plain(code: str = "identity", link: str = "auto", likelihood: Words = "mse", augment: str = "") -> Slots:
@@ -84,20 +89,168 @@ def masked(rate: float = 0.75, patch: int = 4, likelihood: Words = "mse", augmen
     return Slots(Deterministic, likelihood, augmentations=augmentations(augment), corruptions=parts)
 
 
-def vae(beta: float = 1.0, likelihood: Words = "auto", augment: str = "") -> Slots:
+def vae(
+    beta: float = 1.0,
+    likelihood: Words = "auto",
+    augment: str = "",
+    free_bits: float = 0.0,
+    warm_up: float = 0.0,
+    cycles: int = 1,
+) -> Slots:
     """A variational autoencoder (Kingma & Welling 2014; beta: Higgins et al. 2017).
 
     Args:
         beta: weight of the KL term; above 1 for more independent codes, below 1 for sharper reconstructions.
         likelihood: of the number cells.
-        augment: see `plain`; `binarize` for likelihoods of images as the literature reports them.
+        augment: of images, in training: `shift`, `shift(3)`, `flip` or `binarize`, joined by `+`.
+        free_bits: nats that each number of the code may hold at no cost, against codes that hold nothing.
+        warm_up: share of each cycle in which beta rises from 0.
+        cycles: times that it rises.
 
     Raises:
-        SettingError: for a negative beta.
+        SettingError: for values out of range, or cycles in which nothing rises.
     """
+    objective = _variational("vae", ("kl",), beta, free_bits, warm_up, cycles)
+    latent = partial(Gaussian, free=free_bits)
+    return Slots(latent, likelihood, augmentations=augmentations(augment), objective=objective)
+
+
+def iwae(samples: int = 5, likelihood: Words = "auto", augment: str = "") -> Slots:
+    """A variational autoencoder with the importance-weighted bound of several codes a row (Burda et al. 2016).
+
+    Args:
+        samples: codes drawn for each row; more bring the bound nearer to the likelihood, and cost as many decodings.
+        likelihood: of the number cells.
+        augment: of images, in training: `shift`, `shift(3)`, `flip` or `binarize`, joined by `+`.
+
+    Raises:
+        SettingError: for less than one sample.
+    """
+    objective = Objective(samples=samples, importance=True)
+    return Slots(Gaussian, likelihood, augmentations=augmentations(augment), objective=objective)
+
+
+def hierarchical(
+    depth: int = 2,
+    beta: float = 1.0,
+    likelihood: Words = "auto",
+    free_bits: float = 0.0,
+    warm_up: float = 0.2,
+    cycles: int = 1,
+) -> Slots:
+    """A variational autoencoder whose code has levels, each drawn given those above (Sonderby et al. 2016).
+
+    Args:
+        depth: levels, two or more.
+        beta: weight of each level's KL term (`kl1` is the bottom level's).
+        likelihood: of the number cells.
+        free_bits: nats that each number of the code may hold at no cost.
+        warm_up: share of each cycle in which beta rises from 0; without it upper levels are easily left unused.
+        cycles: times that it rises.
+
+    Raises:
+        SettingError: for values out of range, or cycles in which nothing rises.
+    """
+    terms = tuple(f"kl{level + 1}" for level in range(depth))
+    objective = _variational("hierarchical", terms, beta, free_bits, warm_up, cycles)
+    return Slots(partial(Hierarchical, depth=depth, free=free_bits), likelihood, objective=objective)
+
+
+def _variational(
+    recipe: str, terms: tuple[str, ...], beta: float, free_bits: float, warm_up: float, cycles: int
+) -> Objective:
+    """Beta for each term, and for what fills them up to the free nats."""
     if not 0 <= beta < inf:
-        raise SettingError(f"vae:beta={beta}", "0 or more")
-    return Slots(Gaussian, likelihood, augmentations=augmentations(augment), objective=Objective({"kl": beta}))
+        raise SettingError(f"{recipe}:beta={beta}", "0 or more")
+    if cycles > 1 and not warm_up:
+        raise SettingError(f"{recipe}:cycles={cycles},warm_up=0", "a warm_up above 0, or one cycle")
+    weights = dict.fromkeys((*terms, "free") if checked_nats(free_bits) else terms, beta)
+    return Objective(weights, warm_up, cycles)
 
 
-RECIPES: dict[str, Callable[..., Slots]] = {f.__name__: f for f in (plain, linear, denoising, masked, vae)}
+def sparse(
+    penalty: Literal["l1", "kl"] = "l1",
+    weight: float = 0.1,
+    activation: str = "auto",
+    rate: float = 0.05,
+    patience: int = 100,
+    likelihood: Words = "mse",
+) -> Slots:
+    """A code of many numbers, of which a row uses few: how few is decided by a cost (Olshausen & Field 1996; Ng 2011).
+
+    Args:
+        penalty: `l1`, the absolute values of a row's code in units of each number's own spread, so that a small code
+            under a large decoder gains nothing; or `kl`, between `rate` and the mean of each number over a batch.
+        weight: of the penalty, beside errors summed over the row's cells.
+        activation: of the code: by default `relu` for `l1`, and `sigmoid` for `kl`, which knows no other.
+        rate: the mean that `kl` asks of each number.
+        patience: steps that a unit is 0 for every row after which `l1` revives it; 0 never revives.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: for values out of range, or `kl` with another activation.
+    """
+    objective = Objective({"sparsity": weight})
+    if penalty == "l1":
+        link = "relu" if activation == "auto" else activation
+        return Slots(partial(L1Sparse, link=link, patience=patience), likelihood, objective=objective)
+    if activation not in ("auto", "sigmoid"):
+        raise SettingError(
+            f"sparse:penalty=kl,activation={activation}", "sigmoid, whose values are rates", "penalty=l1"
+        )
+    return Slots(partial(RateSparse, rate=rate), likelihood, objective=objective)
+
+
+def topk(k: int | Literal["auto"] = "auto", patience: int = 100, likelihood: Words = "mse") -> Slots:
+    """A code of many numbers, of which exactly the k largest stay (Makhzani & Frey 2014; Gao et al. 2024).
+
+    Args:
+        k: how many; by default an eighth of the code, at least one.
+        patience: steps without firing after which a unit is revived; 0 never revives.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: for values out of range.
+    """
+    if k != "auto" and k < 1:
+        raise SettingError(f"topk:k={k}", "1 or more, or auto")
+    if patience < 0:
+        raise SettingError(f"topk:patience={patience}", "0 or more steps")
+    return Slots(lambda size: TopK(size, max(1, size // 8) if k == "auto" else k, patience), likelihood)
+
+
+def vq(levels: int = 256, dim: int | Literal["auto"] = "auto", beta: float = 0.25, likelihood: Words = "mse") -> Slots:
+    """A discrete code: each few numbers of it are the nearest entry of a learnt codebook (van den Oord et al. 2017).
+
+    Args:
+        levels: entries of the codebook; no more than there are rows.
+        dim: numbers of an entry, which must divide the code; by default the most that do up to 4.
+        beta: weight of the encoder's commitment to the entries chosen; 0.25 as the authors.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: for values out of range.
+    """
+    objective = Objective({"commitment": beta})
+    if dim != "auto":
+        return Slots(partial(VectorQuantized, levels=levels, dim=dim), likelihood, objective=objective)
+
+    def divided(size: int) -> VectorQuantized:
+        return VectorQuantized(size, levels, next(width for width in (4, 3, 2, 1) if size % width == 0))
+
+    return Slots(divided, likelihood, objective=objective)
+
+
+def fsq(levels: int = 8, likelihood: Words = "mse") -> Slots:
+    """A discrete code without a codebook: each number is rounded to a few values (Mentzer et al. 2024).
+
+    Args:
+        levels: values of each number, two or more.
+        likelihood: of the number cells.
+    """
+    return Slots(partial(FiniteScalar, levels=levels), likelihood)
+
+
+RECIPES: dict[str, Callable[..., Slots]] = {
+    f.__name__: f for f in (plain, linear, denoising, masked, vae, iwae, hierarchical, sparse, topk, vq, fsq)
+}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+
 from narrows.model.corruptions import Corruption
 from narrows.model.latents import Latent
 from narrows.model.likelihoods import Words
@@ -36,7 +38,14 @@ class Slots:
     penalties: tuple[Callable[[Site], Penalty], ...] = ()
     linear: bool = False
 
-    @property
-    def can_copy(self) -> bool:
-        """Whether a code as wide as the data could hold it all: neither latent nor corruption stands in the way."""
-        return not (self.corruptions or self.penalties or self.latent(2).limits)
+    def can_copy(self, size: int) -> bool:
+        """Whether a code as wide as the data could hold it all: neither latent nor corruption stands in the way.
+
+        Args:
+            size: of the code.
+
+        Raises:
+            SettingError: where the latent refuses it.
+        """
+        with torch.device("meta"):  # nothing is allocated or drawn
+            return not (self.corruptions or self.penalties or self.latent(size).limits)
