@@ -9,12 +9,14 @@ in the same step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from narrows.model.latents import Code, Latent
 from narrows.model.likelihoods import Prediction
@@ -52,6 +54,7 @@ class Site:
         encoder: of the model.
         members: networks side by side; None for one.
         critic: a fresh network over rows, of the kind that the encoder is: Batch -> ([E,] B, features).
+        embed: Batch -> what the encoder reads.
     """
 
     schema: Schema
@@ -59,6 +62,7 @@ class Site:
     encoder: nn.Module
     members: int | None
     critic: Callable[[int], nn.Module]
+    embed: nn.Module
 
 
 class Penalty(nn.Module, ABC):
@@ -86,3 +90,10 @@ def frozen(module: nn.Module, *arguments: Any) -> Any:
     """What a module answers, as if its weights were constants: gradients flow to the arguments only."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     return torch.func.functional_call(module, weights, arguments)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Kernels whose gradients have gradients; the fast ones of attention and of recurrent layers have none."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield

@@ -11,8 +11,11 @@ from math import inf
 from typing import Literal
 
 from narrows.errors import SettingError
+from narrows.model.adversaries import CodeCritic, RowCritic
 from narrows.model.augmentations import augmentations
+from narrows.model.contractive import Contractive
 from narrows.model.corruptions import Corruption, GaussianNoise, Masking, PatchMasking, SaltAndPepper
+from narrows.model.divergences import Discrepancy, Kernel, TotalCorrelation
 from narrows.model.hierarchy import Hierarchical
 from narrows.model.latents import Deterministic, Gaussian, checked_nats
 from narrows.model.likelihoods import Words
@@ -251,6 +254,98 @@ def fsq(levels: int = 8, likelihood: Words = "mse") -> Slots:
     return Slots(partial(FiniteScalar, levels=levels), likelihood)
 
 
+def contractive(weight: float = 0.1, code: str = "identity", draws: int = 1, likelihood: Words = "mse") -> Slots:
+    """A plain autoencoder whose code moves little when a row does (Rifai et al. 2011).
+
+    Args:
+        weight: of the squared norm of the code's Jacobian; 0.1 as the authors.
+        code: activation of the code; the authors' was `sigmoid`.
+        draws: random projections by which the norm is estimated where the encoder has hidden layers; where it has none
+            the norm is exact.
+        likelihood: of the number cells.
+    """
+    penalty = partial(Contractive, draws=draws)
+    objective = Objective({Contractive.name: weight})
+    return Slots(lambda size: Deterministic(size, code), likelihood, objective=objective, penalties=(penalty,))
+
+
+def wae(weight: float = 10.0, kernel: Kernel = "imq", likelihood: Words = "mse") -> Slots:
+    """A Wasserstein autoencoder: codes together like normal draws, none by itself (Tolstikhin et al. 2018).
+
+    Args:
+        weight: of the discrepancy (MMD) between a batch's codes and normal ones; 10 as the authors on MNIST.
+        kernel: `imq` or `rbf`, see `narrows.model.divergences.mmd`.
+        likelihood: of the number cells.
+    """
+    objective = Objective({Discrepancy.name: weight})
+    return Slots(_normal, likelihood, objective=objective, penalties=(lambda _: Discrepancy(kernel),))
+
+
+def tcvae(beta: float = 4.0, likelihood: Words = "auto") -> Slots:
+    """A variational autoencoder whose code's numbers are to be independent (Chen et al. 2018, beta-TCVAE).
+
+    Where `vae:beta=4` asks for independence by weighing the whole KL, this weighs the part of it that measures it.
+
+    Args:
+        beta: weight of the total correlation; 1 is a plain variational autoencoder.
+        likelihood: of the number cells.
+
+    Raises:
+        SettingError: for a beta below 1.
+    """
+    if not 1 <= beta < inf:
+        raise SettingError(f"tcvae:beta={beta}", "1 or more", "the recipe `vae`")
+    objective = Objective({TotalCorrelation.name: beta - 1})
+    return Slots(Gaussian, likelihood, objective=objective, penalties=(TotalCorrelation,))
+
+
+def aae(weight: float = 1.0, likelihood: Words = "mse") -> Slots:
+    """An adversarial autoencoder: a critic cannot tell its codes from normal draws (Makhzani et al. 2016).
+
+    Args:
+        weight: of fooling the critic.
+        likelihood: of the number cells.
+    """
+    return Slots(_normal, likelihood, objective=Objective({CodeCritic.name: weight}), penalties=(CodeCritic,))
+
+
+def vaegan(weight: float = 1.0, features: int = 64, likelihood: Words = "auto") -> Slots:
+    """A variational autoencoder with a critic of rows: errors count by how they look, too (Larsen et al. 2016).
+
+    For rows of numbers alone, such as images, series and sounds.
+
+    Args:
+        weight: of looking like the row and of fooling the critic, beside the likelihood.
+        features: numbers by which the critic knows a row.
+        likelihood: of the number cells.
+    """
+    penalty = partial(RowCritic, features=features)
+    return Slots(Gaussian, likelihood, objective=Objective({RowCritic.name: weight}), penalties=(penalty,))
+
+
+def _normal(size: int) -> Deterministic:
+    """A code that a penalty draws to a standard normal prior."""
+    return Deterministic(size, normal=True)
+
+
 RECIPES: dict[str, Callable[..., Slots]] = {
-    f.__name__: f for f in (plain, linear, denoising, masked, vae, iwae, hierarchical, sparse, topk, vq, fsq)
+    f.__name__: f
+    for f in (
+        plain,
+        linear,
+        denoising,
+        masked,
+        vae,
+        iwae,
+        hierarchical,
+        sparse,
+        topk,
+        vq,
+        fsq,
+        contractive,
+        wae,
+        tcvae,
+        aae,
+        vaegan,
+    )
 }
