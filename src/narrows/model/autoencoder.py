@@ -61,11 +61,7 @@ class Loss:
 
     def total(self) -> Tensor:
         """The number to minimize: (weighted) mean over rows; summed over members, each of which trains as if alone."""
-        rows = self.per_row()
-        if self.rows is None:
-            total = rows.mean(-1).sum()
-        else:  # a batch may hold rows of weight 0 alone; it costs nothing then
-            total = (rows @ self.rows).sum() / self.rows.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        total = _mean(self.per_row(), self.rows)
         for name, scalar in self.scalars.items():
             total = total + self.weights.get(name, 1.0) * scalar
         return total
@@ -74,6 +70,14 @@ class Loss:
         """Positions of the cells whose likelihood is not finite for some row."""
         finite = self.nll.isfinite().flatten(0, -2).all(0)
         return (~finite).nonzero().flatten().tolist()
+
+
+def _mean(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """() the (weighted) mean of ([E,] B) over rows, summed over members."""
+    if weight is None:
+        return rows.mean(-1).sum()
+    # a batch may hold rows of weight 0 alone; it costs nothing then
+    return (rows @ weight).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @final
@@ -191,12 +195,12 @@ class AutoencoderModule(nn.Module):
     def _loss(self, code: Code, batch: Batch, view: Batch) -> Loss:
         """What codes cost that are to stand for these rows, penalties included."""
         p = self._predict(code, batch)
-        passed = Pass(batch, view, code, p, partial(self._code_of, samples=self.objective.samples), self.decode)
+        passed = Pass(batch, view, code, p, self.decode)
         scalars, against = dict(code.scalars), []
         for penalty in cast(Sequence[Penalty], self.penalties):
             if self.training or penalty.judges:
                 cost = penalty(passed)
-                scalars[penalty.name] = cost.mean(-1).sum() if cost.ndim else cost
+                scalars[penalty.name] = _mean(cost, batch.weight) if cost.ndim else cost
             if self.training and (opposing := penalty.opposing(passed)) is not None:
                 against.append(opposing)
         opposing = torch.stack(against).sum() if against else None

@@ -32,7 +32,6 @@ class Pass:
         view: the rows that the encoder saw.
         code: of the rows.
         p: what the decoder made of the code.
-        encode: rows -> their code, as in this pass.
         decode: codes (K, [E,] B, size) -> what they stand for.
     """
 
@@ -40,7 +39,6 @@ class Pass:
     view: Batch
     code: Code
     p: Prediction
-    encode: Callable[[Batch], Code]
     decode: Callable[[Tensor], Prediction]
 
 
@@ -79,7 +77,7 @@ class Penalty(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, passed: Pass) -> Tensor:
-        """([E,] B) cost of each row, or () of the batch, summed over members."""
+        """([E,] B) cost of each row, weighted as the row is; or () of the batch, summed over members."""
 
     def opposing(self, passed: Pass) -> Tensor | None:
         """() the loss of the penalty's own weights; None for a penalty without."""
