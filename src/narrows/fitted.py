@@ -138,21 +138,27 @@ class Model:
     @torch.inference_mode()
     def codes(self, batch: Batch) -> Tensor:
         """(B, code_size) codes."""
-        return self._blocks(batch, lambda part: _flat(self.module.encode(part).z[0]))
+        return self.blocks(batch, lambda part: flat(self.module.encode(part).z[0]))
 
     @torch.inference_mode()
-    def cells(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers (B, N), averaged over members, and category codes (B, M) that codes stand for."""
+    def cells(
+        self, codes: Tensor, say: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Numbers (B, N) and category codes (B, M) that codes stand for.
+
+        Args:
+            codes: (B, code_size).
+            say: codes as the decoder takes them, (1, [E,] B, latent) -> numbers (B, N) and codes (B, M); by default the
+                expected ones, averaged over members.
+        """
+        say = say or self._expected
 
         def decode(part: Batch) -> Tensor:
-            p = self.module.decode(self._grid(part.numbers))
-            numbers, levels = p.numbers()[0], p.codes()[0]
-            if self.members:
-                numbers, levels = numbers.mean(0), levels.mode(0).values
+            numbers, levels = say(self.grid(part.numbers))
             return torch.cat([numbers.double(), levels.double()], dim=1)
 
         as_batch = Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
-        joined = self._blocks(as_batch, decode)
+        joined = self.blocks(as_batch, decode)
         low, high = self.preparer.scaling.low, self.preparer.scaling.high
         dense, bags, levels = joined.tensor_split([self.schema.dense, self.schema.numbers], dim=1)
         dense = torch.where(low == high, low, dense)  # what never varied is known
@@ -160,6 +166,11 @@ class Model:
         if counts:  # an expected count is an exponential: a row unlike any in training made 20 million of it
             dense[:, counts] = torch.minimum(dense[:, counts], 2 * high[counts] + 1)
         return torch.cat([dense, bags], dim=1).float(), levels.long()
+
+    def _expected(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.module.decode(z)
+        numbers, levels = p.numbers()[0], p.codes()[0]
+        return (numbers.mean(0), levels.mode(0).values) if self.members else (numbers, levels)
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
         """The rows that (B, code_size) codes stand for; as many at a time as their cells leave room for."""
@@ -171,12 +182,12 @@ class Model:
     @torch.inference_mode()
     def costs(self, batch: Batch) -> Tensor:
         """(B, C + terms) what each cell, then each of the latent's terms, adds to a row's score; mean over members."""
-        return self._blocks(batch, self._cost)
+        return self.blocks(batch, self._cost)
 
     @torch.inference_mode()
     def _sums(self, batch: Batch) -> Tensor:
         """(B,) the costs of each row, summed before the cells of many rows stand side by side."""
-        return self._blocks(batch, lambda part: self._cost(part).sum(1))
+        return self.blocks(batch, lambda part: self._cost(part).sum(1))
 
     def _cost(self, part: Batch) -> Tensor:
         loss: Loss = self.module.score(part)
@@ -189,8 +200,11 @@ class Model:
         """Rows of a pass."""
         return max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
 
-    def _blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
-        """`work` on blocks of exactly so many rows, the last padded with copies of its first row."""
+    def blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
+        """What `work` makes of rows, on the CPU; it gets them in blocks of one size, where the module is.
+
+        The last block is padded with copies of its first row, whose results are dropped.
+        """
         results = []
         size = self._pass
         for start in range(0, max(len(batch), 1), size):
@@ -200,7 +214,7 @@ class Model:
             results.append(work(part.to(self.module.device)).cpu())
         return torch.cat(results)[: len(batch)]
 
-    def _grid(self, codes: Tensor) -> Tensor:
+    def grid(self, codes: Tensor) -> Tensor:
         """Flat codes (B, code_size) as the decoder wants them, (1, [E,] B, latent)."""
         if self.members is None:
             return codes.unsqueeze(0)
@@ -237,7 +251,7 @@ class Model:
         tensorfile.write(path, "model", facts, tensors)
 
 
-def _flat(z: Tensor) -> Tensor:
+def flat(z: Tensor) -> Tensor:
     """Codes ([E,] B, latent) as (B, code_size)."""
     return z if z.ndim == 2 else z.transpose(0, 1).flatten(1)
 
