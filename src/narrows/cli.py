@@ -29,6 +29,9 @@ VERBS = {
     "info": "What a model is.",
     "reshard": "Data re-cut for streaming: Parquet in row groups that many can be read of side by side.",
 }
+JOBS = {
+    "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
+}
 
 app = App(
     name="narrows",
@@ -39,8 +42,9 @@ app = App(
     default_parameter=Parameter(consume_multiple=True),  # `--hidden 256 64`
 )
 app.meta.suppress_keyboard_interrupt = False  # it does not take this over
-for verb, what in VERBS.items():
-    app.command(f"narrows.verbs:{verb}", name=verb, help=what)
+for home, verbs in (("verbs", VERBS), ("jobs", JOBS)):
+    for verb, what in verbs.items():
+        app.command(f"narrows.{home}:{verb}", name=verb, help=what)
 
 
 @app.meta.default

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from narrows.applied import model_of, reading_of, rows_of, say, with_asides
 from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
@@ -30,7 +31,7 @@ from narrows.report.page import report as write_report
 from narrows.report.sections import layers
 from narrows.sources.reading import Reading, asides
 from narrows.sources.reshard import reshard as write_again
-from narrows.sources.source import Source, naming, open_source
+from narrows.sources.source import naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline, learn_baseline
 from narrows.tasks.evaluate import measure
@@ -96,14 +97,9 @@ def fit(
     if running.json:
         print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model)}, sort_keys=True))
     else:
-        _say(f"{out}: {_sentence(model)}")
-        _say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
+        say(f"{out}: {_sentence(model)}")
+        say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     return INTERRUPTED if facts["reason"] == "interrupted" else 0
-
-
-def _say(sentence: str) -> None:
-    """Print a line that the terminal may wrap, and that reaches a pipe or file in one piece."""
-    Console().print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _save(model: Model, out: Path, folder: Path) -> None:
@@ -141,34 +137,19 @@ def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | 
         out: .npy, .parquet, .csv or .jsonl. All but .npy also get what stands aside: paths, labels, starts of windows.
     """
     refuse_output(out, model, data)
-    fitted = _model(model, applying)
-    names, rows = _code_names(fitted), _source(fitted, data, applying)
+    fitted = model_of(model, applying)
+    names, rows = _code_names(fitted), rows_of(fitted, data, applying)
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
         batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
         write_rows(out, batches, pa.schema([("z", shape)]))
         return
-    tables = (_with_asides(raw, _as_columns(fitted.codes(batch).numpy(), names)) for raw, batch in fitted.batches(rows))
+    tables = (with_asides(raw, _as_columns(fitted.codes(batch).numpy(), names)) for raw, batch in fitted.batches(rows))
     write_rows(out, tables, pa.schema([*asides(rows.schema), *((name, pa.float32()) for name in names)]))
 
 
 def _code_names(fitted: Model) -> list[str]:
     return [f"z{i}" for i in range(fitted.code_size)]
-
-
-def _model(path: Path, applying: Applying | None) -> Model:
-    return load(path, device=(applying or Applying()).device)
-
-
-def _source(fitted: Model, data: str, applying: Applying | None) -> Source:
-    """Rows for a model, read as the command line says."""
-    return fitted.source(data, _of_file(applying))
-
-
-def _of_file(applying: Applying | None) -> Reading:
-    """What the command line says of the file at hand."""
-    known = applying or Applying()
-    return Reading(header=known.header, strict=known.strict)
 
 
 def _as_matrix(codes: np.ndarray) -> pa.RecordBatch:
@@ -189,7 +170,7 @@ def decode(model: Path, codes: str, *, out: Path, applying: Annotated[Applying |
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
     refuse_output(out, model, codes)
-    fitted, source = _model(model, applying), open_source(codes, reading=_of_file(applying))
+    fitted, source = model_of(model, applying), open_source(codes, reading=reading_of(applying))
     names = _code_names(fitted)
     rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
     with naming(source):
@@ -210,13 +191,6 @@ def _matrix(raw: pa.RecordBatch, names: list[str]) -> np.ndarray:
     return np.column_stack([column.to_numpy(zero_copy_only=False) for column in raw.columns])
 
 
-def _with_asides(raw: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Answers to rows, beside what stood aside of these: where they came from, and what they are called."""
-    entries = asides(raw.schema)
-    columns = [raw.column(entry.name) for entry in entries]
-    return pa.RecordBatch.from_arrays([*columns, *rows.columns], schema=pa.schema([*entries, *rows.schema]))
-
-
 def _record_batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
     for table in tables:
         yield from table.to_batches()
@@ -231,13 +205,13 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
     refuse_output(out, model, data)
-    fitted = _model(model, applying)
-    source = _source(fitted, data, applying)
+    fitted = model_of(model, applying)
+    source = rows_of(fitted, data, applying)
     schema = fitted.preparer.arrow_schema
     if out.suffix == ".npy":
         write_rows(out, (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(source)), schema)
         return
-    rows = (_with_asides(raw, fitted.rows(fitted.codes(batch))) for raw, batch in fitted.batches(source))
+    rows = (with_asides(raw, fitted.rows(fitted.codes(batch))) for raw, batch in fitted.batches(source))
     write_rows(out, rows, pa.schema([*asides(source.schema), *schema]))
 
 
@@ -257,8 +231,8 @@ def evaluate(
         likelihood: also estimate -log p(x) with this many draws of each row's code; papers take 5,000.
         json: print the result as JSON.
     """
-    fitted = _model(model, applying)
-    source = _source(fitted, data, applying)
+    fitted = model_of(model, applying)
+    source = rows_of(fitted, data, applying)
     estimate = None if likelihood is None else log_likelihood(fitted, source, likelihood)
     result = measure(fitted, source, Baseline.of(fitted, source))
     if json:
@@ -268,9 +242,9 @@ def evaluate(
         console = Console()
         console.width = max(console.width, NARROWEST)
         console.print(result.table())
-        _say(result.verdict)
+        say(result.verdict)
         if estimate:
-            _say(str(estimate))
+            say(str(estimate))
 
 
 def report(
@@ -288,9 +262,9 @@ def report(
         out: the page, one self-contained HTML file.
     """
     refuse_output(out, model, data, suffix=".html")
-    fitted = _model(model, applying)
-    write_report(fitted, _source(fitted, data, applying), out)
-    _say(str(out))
+    fitted = model_of(model, applying)
+    write_report(fitted, rows_of(fitted, data, applying), out)
+    say(str(out))
 
 
 def reshard(
@@ -319,7 +293,7 @@ def reshard(
             bar.update(task, completed=done, total=total)
 
         rows = write_again(source, out, rows_per_group=rows_per_group, shuffle=shuffle, seed=seed, progress=told)
-    _say(f"{out}: {rows:,} rows")
+    say(f"{out}: {rows:,} rows")
 
 
 def info(model: Path, *, json: bool = False) -> None:
