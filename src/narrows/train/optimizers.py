@@ -80,10 +80,10 @@ class Optimizer:
         self.parts, self.names = list(parts), dict(names)
         self.weights = [weight for part in self.parts for group in part.param_groups for weight in group["params"]]
         self._groups = [group for part in self.parts for group in part.param_groups]
-        self._opponents = list(opponents)
-        others = [weight for weight in self.weights if weight not in set(self._opponents)]
-        self._stacked = [weight for weight in others if stacks and weight in stacks]
-        self._single = [weight for weight in others if not stacks or weight not in stacks]
+        against, stacks = set(opponents), stacks or Stacks()
+        sides = [[w for w in self.weights if (w in against) is opposing] for opposing in (False, True)]
+        self._single = [[w for w in side if w not in stacks] for side in sides]
+        self._stacked = [[w for w in side if w in stacks] for side in sides]
 
     def step(self, lr: float) -> None:
         """Move the weights along their gradients with this learning rate, and drop the gradients."""
@@ -101,16 +101,15 @@ class Optimizer:
     def clip(self, limit: float | None) -> float:
         """Shorten gradients whose norm is above `limit`, for each member of an ensemble by itself.
 
-        Weights that members share, such as those of modules of the user's own, are clipped apart from the members'.
+        Weights that members share, such as those of modules of the user's own, are clipped apart from the members', and
+        opponents apart from the rest.
 
         Returns:
             The norm that all had together, NaN or infinite where they are.
         """
-        single, stacked = _gradients(self._single), _gradients(self._stacked)
-        norm = clip(single, limit) if single else 0.0
-        if opposing := _gradients(self._opponents):
-            norm = math.hypot(norm, clip(opposing, limit))
-        return math.hypot(norm, clip_members(stacked, limit)) if stacked else norm
+        norms = [clip(gradients, limit) for side in self._single if (gradients := _gradients(side))]
+        norms += [clip_members(gradients, limit) for side in self._stacked if (gradients := _gradients(side))]
+        return math.hypot(*norms)
 
     def broken(self, gradients: bool = False) -> dict[str, float]:
         """Weights that are not finite, or whose gradients are not: name -> NaN or infinity, from the loss backward."""
@@ -270,14 +269,14 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     if opponents:
         share = OPPONENTS_RATE / DEFAULT_RATES[training.optimizer]
         # the averages of a game are short: what was right some steps ago is wrong now (Radford et al. 2016)
-        parts.append(torch.optim.AdamW(opponents, weight_decay=0.0, betas=(0.5, 0.99), fused=True))
+        parts.append(torch.optim.AdamW(list(opponents), weight_decay=0.0, betas=(0.5, 0.99), fused=True))
         parts[-1].param_groups[0]["share"] = share
     return Optimizer(parts, names, stacks, opponents)
 
 
-def opponents_of(module: nn.Module) -> list[Tensor]:
-    """Weights that train against the rest of a module, as its method `opponents` gives them."""
-    return list(getattr(module, "opponents", list)())
+def opponents_of(module: nn.Module) -> dict[Tensor, None]:
+    """Weights that train against the rest of a module, as its method `opponents` gives them, in that order."""
+    return dict.fromkeys(getattr(module, "opponents", list)())
 
 
 def _parts(
