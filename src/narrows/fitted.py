@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from narrows import tensorfile
 from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError
+from narrows.findings import Finding
 from narrows.model.autoencoder import AutoencoderModule, Loss
 from narrows.model.building import build
 from narrows.model.recipe import Recipe
@@ -80,6 +81,13 @@ class Model:
     def code_size(self) -> int:
         """Numbers in the code of one row: `latent` for each member."""
         return self.latent * (self.members or 1)
+
+    @property
+    def diagnosis(self) -> list[Finding]:
+        """What was found after the fit, problems and others (see `tasks.diagnosis`); empty where nobody looked."""
+        part = self.parts.get("diagnosis", Part())
+        found = part.facts.get("findings", [])
+        return [Finding.from_json(finding) for finding in (found if isinstance(found, list) else [found])]
 
     # rows -> answers
 

@@ -142,7 +142,8 @@ def fit(
     facts["settings"] = _settings(plan, rows.batch_size)
     model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else network, facts)
     model.reading = source.reading
-    model.parts |= {name: learner(model, rows.prepared()) for name, learner in (learn or {}).items()}
+    for name, learner in (learn or {}).items():  # in order: a later one may use what an earlier one learnt
+        model.parts[name] = learner(model, rows.prepared())
     return model
 
 

@@ -118,6 +118,13 @@ class Baseline:
         return cls(model.schema, origin=origin, **part.tensors)
 
 
+def baseline_of(model: Model, batch: Batch) -> Baseline:
+    """The baseline that a model carries, or one of these rows; for those who have rows at hand, not a source."""
+    part = model.parts.get(PART) or learn_baseline(model, iter([batch]))
+    _check(part, model.schema, model.code_size)
+    return Baseline(model.schema, origin="", **part.tensors)
+
+
 def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
     """The part `baseline`: PCA of `model.code_size` components, fewer where rows or features are; and unigrams.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from narrows.errors import DataError, FitWarning
 from narrows.fitted import Model
-from narrows.schema import Batch, one_row
+from narrows.schema import Batch, Schema, one_row
 from narrows.sources.source import Source
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluation import GUESSES, ColumnErrors, Errors, Evaluation
@@ -77,8 +77,6 @@ class _Tally:
         self.losses: dict[str, float] = {}
         self.held = Beside(model, drawn=bool(terms(model)))
         self.columns = {c.name: sums_of(model, c, baseline) for c in model.schema if c.cells}
-        self.categories = category_places(model.schema)
-        self.bags = [model.schema.spans[c.name] for c in model.schema if c.kind == "bag"]
 
     def add(self, rows: Batch) -> None:
         """Count in some rows, few enough to write their bags out."""
@@ -91,7 +89,7 @@ class _Tally:
         guesses = {"model": self.model.cells(self.model.codes(batch)), "pca": self.baseline.cells(batch)}
         guesses["mean"] = self.baseline.typical()
         for name, cells in guesses.items():
-            self.totals[name] += self._distance(batch, mask, cells)
+            self.totals[name] += squared_error(self.model.schema, batch, cells)
         block = Block(batch, mask, guesses, costs, None, {})
         if any(sums.restores for sums in self.columns.values()):
             restore = self.model.preparer.restore
@@ -99,19 +97,6 @@ class _Tally:
             block = Block(batch, mask, guesses, costs, restore(batch.numbers, batch.codes), restored)
         for sums in self.columns.values():
             sums.add(block)
-
-    def _distance(self, batch: Batch, mask: Tensor, guess: Cells) -> float:
-        """Squared error in prepared units, summed over seen cells; of bags that of shares times the row's total."""
-        numbers, codes = guess
-        schema = self.model.schema
-        missed = ((codes != batch.codes) & mask[:, schema.numbers :])[:, self.categories]
-        gaps = (numbers - batch.numbers)[:, : schema.dense].masked_fill_(~mask[:, : schema.dense], 0.0)
-        squares = float(gaps.square_().sum(dtype=torch.float64))
-        for span in self.bags:
-            counts = batch.numbers[:, span]
-            gaps = as_shares(numbers[:, span]) * counts.sum(1, keepdim=True) - counts
-            squares += float(gaps.square_().sum(dtype=torch.float64))
-        return squares + 2.0 * int(missed.sum())
 
     def _costs(self, batch: Batch, mask: Tensor) -> Tensor:
         """(B, C + terms) the model's own costs, counted in."""
@@ -147,6 +132,25 @@ class _Tally:
             loss={name: cost / self.rows for name, cost in self.losses.items()},
             held=self.held.result(self.rows),
         )
+
+
+def squared_error(schema: Schema, batch: Batch, guess: Cells) -> float:
+    """Squared error in prepared units, summed over seen cells; of bags that of shares times the row's total.
+
+    Args:
+        schema: of the rows.
+        batch: rows whose bags are written out.
+        guess: numbers (B, N) and codes (B, M), of which a wrong category counts 2; or one row for all.
+    """
+    (numbers, codes), mask = guess, batch.mask()
+    missed = ((codes != batch.codes) & mask[:, schema.numbers :])[:, category_places(schema)]
+    gaps = (numbers - batch.numbers)[:, : schema.dense].masked_fill_(~mask[:, : schema.dense], 0.0)
+    squares = float(gaps.square_().sum(dtype=torch.float64))
+    for span in (schema.spans[column.name] for column in schema if column.kind == "bag"):
+        counts = batch.numbers[:, span]
+        gaps = as_shares(numbers[:, span]) * counts.sum(1, keepdim=True) - counts
+        squares += float(gaps.square_().sum(dtype=torch.float64))
+    return squares + 2.0 * int(missed.sum())
 
 
 def terms(model: Model) -> list[str]:

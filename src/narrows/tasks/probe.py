@@ -23,8 +23,7 @@ from narrows.errors import DataError, ModelFileError, SettingError
 from narrows.fitted import Model, Part
 from narrows.schema import Batch
 from narrows.sources.source import naming
-from narrows.tasks.baseline import PART as BASELINE
-from narrows.tasks.baseline import Baseline, learn_baseline
+from narrows.tasks.baseline import baseline_of
 from narrows.tasks.features import features, features_of
 from narrows.tasks.figures import figure
 from narrows.tasks.finetune import fine_tune, with_weights
@@ -257,8 +256,7 @@ def _values(model: Model, batch: Batch) -> dict[str, Floats]:
     values = {"codes": model.codes(batch).numpy()}
     if not features_of(model.schema):
         return values
-    known = model.parts.get(BASELINE)
-    pca = Baseline(model.schema, origin="", **(known or learn_baseline(model, iter([batch]))).tensors)
+    pca = baseline_of(model, batch)
     raw = features(batch.dense(), model.schema)
     components = (raw - pca.mean) @ pca.components.T
     return values | {"raw": raw.numpy(), "pca": components.numpy()}
