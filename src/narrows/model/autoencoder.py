@@ -87,7 +87,8 @@ class AutoencoderModule(nn.Module):
     Args:
         augment: Batch -> Batch, applied to the rows of training and validation; what it gives is what the model is to
             reconstruct. It says itself what it does in training only.
-        corrupt: Batch -> Batch, applied in training only.
+        corrupt: Batch -> Batch, applied to what the encoder sees of the rows of training and validation: a code wide
+            enough to copy clean rows would else be chosen by how well it copies, not by what it was trained for.
         embed: Batch -> (B, inputs), or a View where the network reads grids.
         encoder: (B, inputs) or View -> ([E,] B, features).
         latent: features -> Code.
@@ -119,7 +120,7 @@ class AutoencoderModule(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch, with as many samples of each code as the objective asks for."""
         batch = self.augment(batch.dense())
-        view = self.corrupt(batch) if self.training else batch
+        view = self.corrupt(batch)
         objective = self.objective
         code = self._code_of(view, objective.samples, objective.importance)
         if self.training:

@@ -1,7 +1,8 @@
 """What is done to a batch before the encoder sees it. The loss still counts the uncorrupted cells.
 
-All of it is drawn anew for each step, so that no row is ever seen alike twice; the price is that a loss of training is
-one of corrupted rows, and cannot be compared with that of validation rows, which are left whole.
+All of it is drawn anew for each step, so that no row is ever seen alike twice. Validation rows are corrupted too, the
+same each time, so that weights are chosen by what they are trained for; the price is that validation losses of two
+corruptions cannot be compared: `evaluate` and `score` take rows as they come.
 What this file does not know: what a recipe is for, and what the network makes of a hidden cell.
 """
 

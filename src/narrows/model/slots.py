@@ -23,7 +23,7 @@ class Slots:
         likelihood: family of the number cells, one word or a word by column (see `narrows.model.likelihoods`).
         link: activation of the outputs of squared-error cells.
         augmentations: applied in order, in training and validation, to what the model is to reconstruct.
-        corruptions: applied in order, in training, to what the encoder sees.
+        corruptions: applied in order, in training and validation, to what the encoder sees.
         objective: weights of the latent's terms and of penalties, samples, and the bound.
         penalties: made for the place where they will stand.
         linear: whether encoder and decoder are one linear map each, whatever network was asked for.
