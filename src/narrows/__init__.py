@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
     from narrows.estimators import Autoencoder
     from narrows.fitted import Model, load
-    from narrows.fitting import Plan, fit
+    from narrows.fitting import Plan
     from narrows.model.recipe import Recipe
     from narrows.networks.choice import Network
     from narrows.networks.conv import Conv
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from narrows.sources.source import Source, open_source
     from narrows.sources.write import write_rows
     from narrows.tasks.baseline import learn_baseline
+    from narrows.tasks.diagnosis import fit
     from narrows.tasks.evaluate import evaluate
+    from narrows.tasks.probe import Probe, probe
     from narrows.train.settings import Training, Watch
 
 # Torch's OpenMP threads spin for milliseconds at the end of every product. Where another program has one of the cores,
@@ -49,6 +51,7 @@ _HOMES = {
     "NarrowsError": "narrows.errors",
     "Network": "narrows.networks.choice",
     "Plan": "narrows.fitting",
+    "Probe": "narrows.tasks.probe",
     "Reading": "narrows.sources.reading",
     "Recipe": "narrows.model.recipe",
     "Recurrent": "narrows.networks.recurrent",
@@ -59,10 +62,11 @@ _HOMES = {
     "Transformer": "narrows.networks.transformer",
     "Watch": "narrows.train.settings",
     "evaluate": "narrows.tasks.evaluate",
-    "fit": "narrows.fitting",
+    "fit": "narrows.tasks.diagnosis",
     "learn_baseline": "narrows.tasks.baseline",
     "load": "narrows.fitted",
     "open_source": "narrows.sources.source",
+    "probe": "narrows.tasks.probe",
     "write_rows": "narrows.sources.write",
 }
 
@@ -76,6 +80,7 @@ __all__ = [
     "NarrowsError",
     "Network",
     "Plan",
+    "Probe",
     "Reading",
     "Recipe",
     "Recurrent",
@@ -91,6 +96,7 @@ __all__ = [
     "learn_baseline",
     "load",
     "open_source",
+    "probe",
     "write_report",
     "write_rows",
 ]

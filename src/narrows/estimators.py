@@ -24,7 +24,7 @@ from narrows.fitting import Plan, fit
 from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
-from narrows.tasks.baseline import learn_baseline
+from narrows.tasks.diagnosis import LEARNT
 from narrows.train.settings import Training, Watch
 
 
@@ -115,9 +115,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
         folder = None if run is None else Path(run)
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
-        learn = {"baseline": learn_baseline}
         self.model_ = fit(
-            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
+            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=LEARNT, watch=watch
         )
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):

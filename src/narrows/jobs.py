@@ -5,15 +5,19 @@ Like `verbs`, each reads its arguments, calls one function, and says what it did
 
 from __future__ import annotations
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
+from rich.console import Console
 
-from narrows.applied import model_of, reading_of, with_asides
+from narrows.applied import model_of, reading_of, rows_of, with_asides
 from narrows.options import Applying, Flat, refuse_output
 from narrows.sources.write import write_rows
 from narrows.sources.writefiles import write_files
+from narrows.tasks.labelled import Task
+from narrows.tasks.probe import probe as probe_model
 from narrows.tasks.whole import cleaned
 
 
@@ -39,3 +43,35 @@ def denoise(
         write_rows(out, rows, schema)
     else:  # not checked to be of one type: each picture has a size of its own
         write_files(out, rows, schema)
+
+
+def probe(
+    model: Path,
+    data: str,
+    *,
+    target: str,
+    labels: int | None = None,
+    task: Task = "auto",
+    tune: bool = False,
+    seed: int = 0,
+    json: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
+    """What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.
+
+    Args:
+        model: a .narrows file.
+        data: rows with the columns of the training data, and the target.
+        target: the column to be told; of images, class numbers a pixel.
+        labels: rows whose target may be known, by default all but the fifth that is held out.
+        task: classify, regress, segment, or auto: words, flags and up to 20 whole numbers are classes.
+        tune: train the encoder as well, on the labelled rows.
+        seed: of the rows held out and labelled, and of the training.
+        json: print the result as JSON.
+    """
+    fitted = model_of(model, applying)
+    found = probe_model(fitted, rows_of(fitted, data, applying), target, labels, task, tune, seed)
+    if json:
+        print(jsonlib.dumps(found.to_json(), sort_keys=True))
+    else:
+        Console().print(found.table())

@@ -33,7 +33,8 @@ from narrows.sources.reading import Reading, asides
 from narrows.sources.reshard import reshard as write_again
 from narrows.sources.source import naming, open_source
 from narrows.sources.write import write_rows
-from narrows.tasks.baseline import Baseline, learn_baseline
+from narrows.tasks.baseline import Baseline
+from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.evaluate import measure
 from narrows.tasks.figures import figure
 from narrows.tasks.likelihood import log_likelihood
@@ -91,13 +92,17 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    model = fit_model(source, plan, learn={"baseline": learn_baseline}, watch=watch)
+    model = fit_model(source, plan, learn=LEARNT, watch=watch)
     _save(model, out, folder)
     facts = {key: value for key, value in model.facts.items() if key != "records"}
     if running.json:
-        print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model)}, sort_keys=True))
+        found = {"diagnosis": [finding.to_json() for finding in model.diagnosis]}
+        print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model), **found}, sort_keys=True))
     else:
         say(f"{out}: {_sentence(model)}")
+        for finding in model.diagnosis:
+            if finding.problem:
+                say(str(finding))
         say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     return INTERRUPTED if facts["reason"] == "interrupted" else 0
 
@@ -326,6 +331,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "reading": model.reading.kept(),
         **training,
         **_best(model),
+        "diagnosis": [finding.to_json() for finding in model.diagnosis],
         "parts": sorted(model.parts),
     }
 
@@ -348,5 +354,13 @@ def _described(model: Model) -> dict[str, str]:
         ),
         "trained": _sentence(model),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "diagnosis": _diagnosis(model),
         "parts": ", ".join(facts["parts"]),
     }
+
+
+def _diagnosis(model: Model) -> str:
+    """What was found to be wrong, a line each."""
+    found = model.diagnosis
+    problems = [str(finding) for finding in found if finding.problem]
+    return "\n".join(problems) or ("nothing found wrong" if found else "not made")

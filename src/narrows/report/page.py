@@ -22,7 +22,7 @@ from narrows.report.cards import card_lists
 from narrows.report.cells import View
 from narrows.report.comparison import column_errors, introduction, notes
 from narrows.report.gather import gather
-from narrows.report.sections import about, code_map, training_curves
+from narrows.report.sections import about, code_map, diagnosis, training_curves
 from narrows.report.worst import bad_rows, in_gallery
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
@@ -62,6 +62,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         columns=column_errors(evaluation),
         notes=notes(evaluation),
         curves=training_curves(model),
+        diagnosis=diagnosis(model),
         shown=view.shown(),
         cards=card_lists(view),
         codes=code_map(gathered),

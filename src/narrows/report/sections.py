@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from narrows.findings import Finding
 from narrows.fitted import Model
 from narrows.model.building import choose_networks
 from narrows.model.embed import Embed
@@ -110,6 +111,11 @@ def training_curves(model: Model) -> Markup | None:
         held = np.array([record.get("val_loss", np.nan) for record in kept], dtype=np.float64)
         series.append(("held", epochs, held))
     return curves(series, "epoch", "loss per row")
+
+
+def diagnosis(model: Model) -> list[Finding]:
+    """What was found after the fit, problems first; empty where nobody looked."""
+    return sorted(model.diagnosis, key=lambda finding: not finding.problem)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def _sampled(
     """Rows in random order, their positions among all, and the values of the column in all of them."""
     source = model.source(rows)
     if name and name not in source.schema.names:
-        raise DataError(f"{source.name} has no column {name!r}", f"one of {', '.join(source.schema.names)}")
+        others = [column for column in source.schema.names if column not in model.schema.names]
+        wanted = f"one of {', '.join(others[:MANY])}" if others else "rows with a column that the model does not know"
+        raise DataError(f"{source.name} has no column {name!r}", wanted)
     draws, kept, count = generator(seed, 0), Keep(limit), 0
     values: list[npt.NDArray[Any]] = []
     for first, raw in source.batches():
