@@ -1,0 +1,210 @@
+"""Rows that were never there: codes from the prior, decoded, and cells drawn as their likelihoods say.
+
+    prior -> codes -> decoder -> draws of scalar cells, expected values of arrays -> rows as those of training
+
+Numbers stay within the range of training, holes are not imitated, and rows are independent of each other. Whether a
+row that was generated is too near to one of training, it does not know.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from math import inf
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from narrows.errors import DataError, DataWarning, SettingError
+from narrows.fitted import Model
+from narrows.prepare.bags import Items
+from narrows.tasks.conditions import Chosen, choose_codes, read_given
+from narrows.tasks.prior import prior_of
+from narrows.train.randomness import kept, seed_step
+
+CHUNK = 1_024  # rows drawn together: the first rows of many are those of few
+REPEATED = 5  # times that a code may be used for different rows without a word
+STRAIGHT = 1e-3  # radians between codes below which, or from opposite ones, no arc leads
+
+
+def generate(
+    model: Model,
+    rows: int,
+    seed: int = 0,
+    *,
+    where: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
+    sample_cells: bool = True,
+) -> pa.Table:
+    """New rows like those of training.
+
+    Args:
+        model: with a code prior: of a recipe that has one (`vae`), or learnt (`keep_prior`).
+        rows: how many.
+        seed: of every draw: the same rows for the same seed, and the first of them whatever their number.
+        where: column -> value that all rows are to hold.
+        temperature: below 1 for more usual rows, above 1 for more unusual ones.
+        sample_cells: whether scalar cells are drawn from their likelihood; else all are the most probable ones. Cells
+            of images, series and sounds are never drawn one by one, which would be noise; nor are squared errors.
+
+    Returns:
+        A table with the columns and types of the training data.
+
+    Raises:
+        SettingError: for settings out of range, a model without a prior, or a condition that it cannot take.
+        DataError: for values in `where` that training never had, or not together.
+    """
+    made = Generation(model, seed, where=where, temperature=temperature, sample_cells=sample_cells)
+    return pa.Table.from_batches(made.batches(rows), model.preparer.arrow_schema)
+
+
+class Generation:
+    """Rows as they are generated, some at a time; arguments as those of `generate`.
+
+    Attributes:
+        chosen: the codes that go with `where`, and what they are worth; None without it, or before the first rows.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        seed: int = 0,
+        *,
+        where: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        sample_cells: bool = True,
+    ) -> None:
+        if not 0 < temperature < inf:
+            raise SettingError(f"temperature={temperature!r}", "a number above 0")
+        if not (_whole(seed) and abs(seed) < 2**63):
+            raise SettingError(f"seed={seed!r}", "a whole number of 64 bits")
+        self.model, self.seed, self.temperature, self.draws = model, int(seed), temperature, sample_cells
+        self.prior = prior_of(model)
+        self.given = read_given(model, where) if where else None
+        self.chosen: Chosen | None = None
+        self._numbers, self._codes = _cells_in_grids(model)
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """So many rows.
+
+        Raises:
+            SettingError: for less than one.
+            DataError: where no code makes what is given likely.
+        """
+        if not (_whole(rows) and rows >= 1):
+            raise SettingError(f"rows={rows!r}", "a whole number of at least 1")
+        if self.given is not None:
+            self.chosen = choose_codes(self.model, self.prior, self.given, rows, self.seed, self.temperature)
+            _warn_repeated(self.chosen, rows)
+        for start in range(0, rows, CHUNK):
+            yield self._chunk(start, min(CHUNK, rows - start))
+
+    @torch.inference_mode()
+    def _chunk(self, start: int, rows: int) -> pa.RecordBatch:
+        device = self.model.module.device
+        with kept(device):
+            seed_step(self.seed, start // CHUNK, device)
+            drawn = self.prior.sample(CHUNK, self.temperature) if self.chosen is None else self.chosen.codes[start:]
+            numbers, codes = self.model.cells(drawn[:rows], self._said if self.draws else None)
+            if self.draws:
+                _draw_bags(self.model, numbers)
+        _keep_in_range(self.model, numbers)
+        if self.given is None:
+            return self.model.preparer.restore(numbers, codes)
+        self.given.put_into(numbers, codes)
+        return self.given.put_into_rows(self.model.preparer.restore(numbers, codes))
+
+    def _said(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells of codes (1, [E,] B, latent): drawn, but for those in grids, which are the most probable ones."""
+        p = self.model.module.decode(z, self.temperature)
+        numbers, codes = p.sample(self.temperature)
+        still = self._codes.clone()
+        for name in p.told:
+            still[p.likelihood.places[name]] = False
+        numbers = torch.where(self._numbers.to(z.device), p.numbers(), numbers)[0]
+        codes = torch.where(still.to(z.device), p.codes(), codes)[0]
+        if not self.model.members:
+            return numbers, codes
+        rows = torch.arange(numbers.shape[1], device=z.device)
+        member = torch.randint(self.model.members, (len(rows),)).to(z.device)
+        return numbers[member, rows], codes[member, rows]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _cells_in_grids(model: Model) -> tuple[Tensor, Tensor]:
+    """(N,) and (M,) which cells belong to an image, series, sound or text."""
+    inside = torch.zeros(model.schema.cells, dtype=torch.bool)
+    for column in model.schema:
+        inside[model.schema.spans[column.name]] = bool(column.grid)
+    numbers, codes = inside.tensor_split([model.schema.numbers])
+    return numbers, codes
+
+
+def _keep_in_range(model: Model, numbers: Tensor) -> None:
+    """Bring the cells that are no bags' between the least and the greatest value of training."""
+    dense, scaling = numbers[:, : model.schema.dense], model.preparer.scaling
+    dense.copy_(torch.minimum(torch.maximum(dense, scaling.low.float()), scaling.high.float()))
+
+
+def _draw_bags(model: Model, numbers: Tensor) -> None:
+    """Fill bags with as many drawn items as bags of training held on average."""
+    for column in model.schema:
+        items, span = model.preparer.layouts.get(column.name), model.schema.spans[column.name]
+        if isinstance(items, Items) and items.transform == "counts" and items.total >= 1:
+            total = round(items.total)
+            drawn = torch.multinomial(numbers[:, span].clamp_min(1e-30), total, replacement=True)
+            shares = torch.zeros_like(numbers[:, span])
+            numbers[:, span] = shares.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / total))
+
+
+def _warn_repeated(chosen: Chosen, rows: int) -> None:
+    if chosen.effective * REPEATED < rows:
+        text = f"what is given is rare: {chosen.drawn:,} codes from the prior are worth {chosen.effective:,.1f} for it"
+        warnings.warn(f"{text}, so that the {rows:,} rows are alike in groups", DataWarning, stacklevel=4)
+
+
+def interpolate(model: Model, rows: Any, steps: int = 8, spherical: bool | None = None) -> pa.Table:
+    """Rows between rows: from each to the next, `steps` of them, the first and last of which are these two.
+
+    Args:
+        model: a fitted model.
+        rows: at least two, as anything `open_source` takes.
+        steps: at least 2.
+        spherical: whether codes go along an arc, which keeps their length where a straight line would pass through
+            what is rare among normal codes (White 2016); by default where the recipe draws codes to a normal prior.
+
+    Raises:
+        SettingError: for fewer than 2 steps.
+        DataError: for fewer than 2 rows, or rows that do not fit the model.
+    """
+    if not (_whole(steps) and steps >= 2):
+        raise SettingError(f"steps={steps!r}", "a whole number of at least 2")
+    codes = model.encode(rows)
+    if len(codes) < 2:
+        raise DataError(f"{len(codes)} rows to go between", "at least 2")
+    arc = model.module.latent.has_prior if spherical is None else spherical
+    return model.decode(between(codes, int(steps), arc))
+
+
+def between(codes: np.ndarray, steps: int, spherical: bool) -> np.ndarray:
+    """((n - 1) * steps, size) codes on the ways between consecutive codes (n, size)."""
+    start, end = codes[:-1, None].astype(np.float64), codes[1:, None].astype(np.float64)
+    share = np.linspace(0.0, 1.0, steps)[None, :, None]
+    first, second = 1.0 - share, share
+    if spherical:
+        lengths = np.linalg.norm(start, axis=-1, keepdims=True) * np.linalg.norm(end, axis=-1, keepdims=True)
+        cosine = np.clip((start * end).sum(-1, keepdims=True) / np.maximum(lengths, 1e-300), -1.0, 1.0)
+        angle = np.arccos(cosine)
+        bent = (angle > STRAIGHT) & (angle < np.pi - STRAIGHT) & (lengths > 0)
+        sine = np.where(bent, np.sin(angle), 1.0)
+        first = np.where(bent, np.sin((1.0 - share) * angle) / sine, first)
+        second = np.where(bent, np.sin(share * angle) / sine, second)
+    path: np.ndarray = (first * start + second * end).astype(np.float32).reshape(-1, codes.shape[1])
+    return path
