@@ -1,0 +1,124 @@
+"""The likelihood of MNIST: -log p(x) of dynamically binarized digits, beside published figures and pythae's VAE.
+
+    python benchmarks/likelihood.py vae iwae --data DIR --minutes 30
+    python benchmarks/likelihood.py seconds --data DIR --peer PYTHON
+
+`vae` and `iwae` train the published network, 784-200-200-50 with tanh both ways and one and five importance samples
+(Burda et al. 2016: 86.76 and 85.54 nats after 3,280 epochs of batches of 20), for as many epochs as `--minutes` hold,
+on all 60,000 training images, each binarized anew in each epoch. The test images are binarized once, by seed 0, and
+each is judged by 5,000 importance samples. `best` trains a larger model of our own for as long. `seconds` times 20
+epochs of that network on training images binarized once, in batches of 128 with Adam, here and by pythae under PYTHON,
+an interpreter that has it (see `requirements.txt`); each judges 1,000 test images by 500 samples of its own code.
+Prints, and writes to `results/likelihood.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from narrows import Dense, Model, Plan, Training, Watch, fit
+from narrows.tasks.likelihood import log_likelihood
+from seeds import mnist
+
+RESULTS = Path(__file__).parent / "results" / "likelihood.json"
+PUBLISHED = {"vae": 86.76, "iwae": 85.54}
+NETWORK = Dense(hidden=(200, 200), activation="tanh")
+SAMPLES = 5000
+# chosen on the last 5,000 training images, held out, by 20 epochs with one sample: 256 rows and rates of 0.0025, 0.005,
+# 0.01 and 0.02 ended at bounds of 103.3, 98.9, 99.3 and 111.9
+RATE, ROWS = 0.007, 256
+
+
+def binarized(images: np.ndarray, seed: int) -> np.ndarray:
+    """Each pixel 255 with the chance that its gray value says, else 0."""
+    draws = np.random.default_rng(seed).random(images.shape, dtype=np.float32)
+    return np.where(draws * 255 < images, 255, 0).astype(np.uint8)
+
+
+def published(recipe: str, data: Path, minutes: float) -> Model:
+    """The published network, trained for so long."""
+    training = Training(optimizer="muon", batch_size=ROWS, time_limit=60 * minutes, patience=None, validation=0)
+    return fit(mnist(data, "train"), Plan(recipe, 50, NETWORK, training, 4000, RATE), watch=Watch(verbose=2))
+
+
+def best(data: Path, minutes: float) -> Model:
+    """A wider, residual network over a hierarchy of two levels."""
+    network = Dense(hidden=(512, 512, 512), residual=True)
+    training = Training(optimizer="muon", batch_size=ROWS, time_limit=60 * minutes, patience=None)
+    recipe = "hierarchical:augment=binarize,warm_up=0.2"
+    return fit(mnist(data, "train"), Plan(recipe, 48, network, training, 4000, RATE), watch=Watch(verbose=2))
+
+
+SYSTEMS: dict[str, Callable[[Path, float], Model]] = {
+    "vae": lambda data, minutes: published("vae:augment=binarize", data, minutes),
+    "iwae": lambda data, minutes: published("iwae:samples=5,augment=binarize", data, minutes),
+    "best": best,
+}
+
+
+def likelihood(name: str, data: Path, minutes: float) -> dict[str, Any]:
+    """Train a system and judge it by the test images."""
+    began = time.perf_counter()
+    model = SYSTEMS[name](data, minutes)
+    seconds = time.perf_counter() - began
+    found = log_likelihood(model, binarized(mnist(data, "t10k"), 0), SAMPLES)
+    facts = {"recipe": str(model.recipe), "epochs": model.facts["epochs"], "seconds": round(seconds), "seed": 0}
+    facts |= {"threads": torch.get_num_threads(), "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return facts | {key: round(value, 4) for key, value in asdict(found).items()} | {"published": PUBLISHED.get(name)}
+
+
+def seconds(data: Path, peer: str) -> dict[str, Any]:
+    """Twenty epochs of the network here and by pythae, on the same arrays, one after the other."""
+    train, test = binarized(mnist(data, "train"), 1), binarized(mnist(data, "t10k")[:1000], 0)
+    training = Training(optimizer="adam", batch_size=128, patience=None, schedule="constant", validation=0)
+    began = time.perf_counter()
+    model = fit(train, Plan("vae", 50, NETWORK, training, 20, 1e-3))
+    ours = {"seconds": round(time.perf_counter() - began, 1), "nats": round(log_likelihood(model, test, 500).nats, 3)}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "arrays.npz", train=train, test=test)
+        script = Path(__file__).parent / "pythae_vae.py"
+        done = subprocess.run([peer, script, folder], check=True, stdout=subprocess.PIPE, text=True)
+    theirs = json.loads(done.stdout.strip().splitlines()[-1])
+    return {"ours": ours, "pythae": theirs, "times sooner": round(theirs["seconds"] / ours["seconds"], 2)}
+
+
+def main() -> None:
+    """Run what was asked for, and keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", choices=[*SYSTEMS, "seconds"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training")
+    parser.add_argument("--peer", default="", help="a Python that has pythae")
+    asked = parser.parse_args()
+    if "seconds" in asked.systems and not asked.peer:
+        parser.error("seconds needs --peer PYTHON, an interpreter with the packages of benchmarks/requirements.txt")
+    for name in asked.systems:
+        found = seconds(asked.data, asked.peer) if name == "seconds" else likelihood(name, asked.data, asked.minutes)
+        print(name, json.dumps(found))
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"systems": {}}
+        kept["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        kept["versions"] = {package: version(package) for package in ("narrows", "torch", "numpy")}
+        kept["date"] = datetime.now(UTC).date().isoformat()
+        kept["systems"][name] = found
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
