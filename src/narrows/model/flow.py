@@ -21,7 +21,7 @@ from narrows.model.priors import Prior, standard_normal
 from narrows.networks.dense import linear
 
 REACH = 5.0  # standard deviations within which splines bend
-THIN = 1e-3  # least width and height of a bin, as a share of the reach; and least slope at a knot
+THIN = 1e-2  # least width and height of a bin, as a share of the reach, and least slope: float32 finds the way back
 SLOPE = log(exp(1 - THIN) - 1)  # what softplus makes 1 of, with the least slope: splines begin as straight lines
 BLUR = 1e-2  # least deviation of whitened codes along any direction, as a share of the mean one
 
@@ -103,7 +103,7 @@ class Flow(Prior):
         return x @ self.factor.T + self.center
 
     def _bends(self, network: nn.Module, kept: Tensor) -> Tensor:
-        parameters: Tensor = network(kept).float().unflatten(1, (self.size - self.kept, -1))
+        parameters: Tensor = network(kept).unflatten(1, (self.size - self.kept, -1))
         return parameters
 
 
