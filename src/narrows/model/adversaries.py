@@ -2,9 +2,11 @@
 
 Each is a game of two losses in one step. The critic learns to give real things a high logit; the autoencoder to be
 given one too, by the non-saturating loss -log sigmoid (Goodfellow et al. 2014), which pulls hardest where it is losing.
-Its logits are kept flat around real things by a penalty on their gradient there (R1, Mescheder et al. 2018), without
-which the two circle each other. What they do not know: whether training has come far. The value of a game says little,
-so these penalties do not judge which weights to keep.
+Two things keep them from circling each other, both weak enough to leave the critic its verdict: logits are kept flat
+around real things (R1, Mescheder et al. 2018), and real things are real by nine tenths only (Salimans et al. 2016). On
+8 x 8 digits, 8 numbers a code, the squared error was 0.93 with both, 0.93 with the first, 1.2 with the second and 1.7
+with neither, whose codes ended far from normal; instance noise gave 1.5. What they do not know: weights of rows, and
+whether training has come far. The value of a game says little, so they do not judge which weights to keep.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from narrows.networks.dense import activation, linear
 from narrows.schema import Batch
 
 HIDDEN = (256, 256)  # of the critic of codes
+SURE = 0.9  # how surely real things are to be called real
+FLAT = 0.1  # weight of the squared gradient at real things; at 1 and 10 the critics saw too little
 
 
 class CodeCritic(Penalty):
@@ -33,7 +37,7 @@ class CodeCritic(Penalty):
 
     name = "adversary"
 
-    def __init__(self, site: Site, flat: float = 1.0) -> None:
+    def __init__(self, site: Site, flat: float = FLAT) -> None:
         super().__init__()
         widths = (site.latent.size, *HIDDEN)
         layers: list[nn.Module] = []
@@ -55,27 +59,6 @@ class CodeCritic(Penalty):
         return (cost + self.flat * steepness(real, normal).mean(0)).mean(-1).sum()
 
 
-def fooled(made: Tensor) -> Tensor:
-    """(...) the cost of being told: -log sigmoid of logits (..., 1)."""
-    return F.softplus(-made.float()).squeeze(-1)
-
-
-def told(real: Tensor, made: Tensor) -> Tensor:
-    """(...) the cost of not telling: cross-entropy of logits (..., 1) of real things and made ones."""
-    return (F.softplus(-real.float()) + F.softplus(made.float())).squeeze(-1)
-
-
-def steepness(logits: Tensor, inputs: Tensor) -> Tensor:
-    """(...) half the squared gradient of each row's logit with respect to the row, as R1 has it.
-
-    Args:
-        logits: (..., 1), each of its own row.
-        inputs: (..., size) that wanted gradients.
-    """
-    (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return 0.5 * slope.float().square().sum(-1)
-
-
 class RowCritic(Penalty):
     """Reconstructions and decoded prior draws that cannot be told from real rows: the VAE-GAN (Larsen et al. 2016).
 
@@ -94,7 +77,7 @@ class RowCritic(Penalty):
 
     name = "adversary"
 
-    def __init__(self, site: Site, features: int = 64, flat: float = 1.0) -> None:
+    def __init__(self, site: Site, features: int = 64, flat: float = FLAT) -> None:
         super().__init__()
         _check(site)
         if features < 1:
@@ -105,14 +88,17 @@ class RowCritic(Penalty):
 
     def forward(self, passed: Pass) -> Tensor:
         """(B,) how the reconstruction looks unlike the row, and how surely what was made is told from real rows."""
-        batch, z = passed.batch, passed.code.z.detach()
-        with torch.no_grad():
-            wanted = self.look(batch).float()
+        z = passed.code.z[:1].detach()
+        made = passed.decode(torch.cat([z, torch.randn_like(z)])).numbers()
+        looks = _each(frozen(self.look, _made(passed.batch, made)), passed.batch)
+        return self.unlike(passed) + fooled(frozen(self.verdict, looks)).mean(0)
+
+    def unlike(self, passed: Pass) -> Tensor:
+        """(B,) half the squared distance between the features of row and reconstruction, a feature."""
+        batch = passed.batch
+        wanted = frozen(self.look, batch).detach().float()
         again = _each(frozen(self.look, _made(batch, passed.p.numbers())), batch).float()
-        unlike = 0.5 * (again - wanted).square().mean(-1)
-        made = passed.decode(torch.cat([z[:1], torch.randn_like(z[:1])])).numbers()
-        looks = _each(frozen(self.look, _made(batch, made)), batch)
-        return unlike.mean(0) + fooled(frozen(self.verdict, looks)).mean(0)
+        return 0.5 * (again - wanted).square().mean(-1).mean(0)
 
     def opposing(self, passed: Pass) -> Tensor:
         """() how badly what was made is told from real rows."""
@@ -124,6 +110,28 @@ class RowCritic(Penalty):
             logits = self.verdict(self.look(real))
             flat = self.flat * steepness(logits, real.numbers)
         return (told(logits, self.verdict(_each(self.look(made), passed.batch))).mean(0) + flat).mean()
+
+
+def fooled(made: Tensor) -> Tensor:
+    """(...) the cost of being told: -log sigmoid of logits (..., 1)."""
+    return F.softplus(-made.float()).squeeze(-1)
+
+
+def told(real: Tensor, made: Tensor) -> Tensor:
+    """(...) the cost of not telling: cross-entropy of logits (..., 1), real things counting as such by `SURE`."""
+    real, made = real.float(), made.float()
+    return (SURE * F.softplus(-real) + (1 - SURE) * F.softplus(real) + F.softplus(made)).squeeze(-1)
+
+
+def steepness(logits: Tensor, inputs: Tensor) -> Tensor:
+    """(...) half the squared gradient of each row's logit with respect to the row, as R1 has it.
+
+    Args:
+        logits: (..., 1), each of its own row.
+        inputs: (..., size) that wanted gradients.
+    """
+    (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return 0.5 * slope.float().square().sum(-1)
 
 
 def _made(batch: Batch, numbers: Tensor) -> Batch:
