@@ -176,7 +176,7 @@ def sparse(
     weight: float = 0.1,
     activation: str = "auto",
     rate: float = 0.05,
-    patience: int = 100,
+    patience: int = 20,
     likelihood: Words = "mse",
 ) -> Slots:
     """A code of many numbers, of which a row uses few: how few is decided by a cost (Olshausen & Field 1996; Ng 2011).
@@ -204,7 +204,7 @@ def sparse(
     return Slots(partial(RateSparse, rate=rate), likelihood, objective=objective)
 
 
-def topk(k: int | Literal["auto"] = "auto", patience: int = 100, likelihood: Words = "mse") -> Slots:
+def topk(k: int | Literal["auto"] = "auto", patience: int = 20, likelihood: Words = "mse") -> Slots:
     """A code of many numbers, of which exactly the k largest stay (Makhzani & Frey 2014; Gao et al. 2024).
 
     Args:

@@ -7,7 +7,6 @@ cheated by a small code under a large decoder, and units that died come back wit
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,42 +16,42 @@ from narrows.errors import SettingError
 from narrows.model.latents import Code, Latent
 from narrows.networks.dense import activation
 
-FLOOR = 1e-4  # of the mean square of all numbers: what a number that is nearly always 0 is measured by at least
+GHOST = 0.1  # of the gradient that a dead unit would have: 0.01 to 0.3 did alike, 1 let errors of other units grow
+START = 1.0  # added to features that will be rectified, so that few units are 0 for every row before training
+FLOOR = 1e-2  # of the mean square of all numbers: what a number that is nearly always 0 is measured by at least
 FORGETS = 0.01  # share of a step in the running averages, once there were a hundred
 
 
 class Reviving(Latent):
-    """A code whose units may die, as ReLUs do that are 0 for every row and get no gradient.
+    """A code of rectified units, which die where they are 0 for every row: no gradient reaches them any more.
 
-    Each unit has a bias that training raises once the unit has not fired for `patience` steps, by just as much as it
-    lacked in the row of the batch that needed least: it fires for the rows that it suits best, and from there on
-    gradients shape it. (Bricken et al. 2023 draw dead units anew and Gao et al. 2024 let them model the residual, which
-    take encoder and decoder; here the encoder's own preference decides.) The bias is part of the feature in training
-    and after, so that a code means the same in both.
+    One that has not fired for `patience` steps gets, in training, the gradient that it would have if it fired, on the
+    rows where firing would lower the loss, times 0.1: it stays 0 until it has become a feature that such rows want.
+    Nothing else changes, so nothing is disturbed. (Bricken et al. 2023 draw dead units anew and Gao et al. 2024 let
+    them model the residual, which a latent knows by its gradient only.) On 8 x 8 digits with 64 units, of which 4 stay,
+    none was dead at the end in place of 39, and the squared error of unseen rows was 1.23 in place of 1.41 (means of
+    three seeds). Raising the biases of dead units until they fired left as many dead, and larger errors.
 
     Args:
         size: numbers in the code of one row.
         patience: steps without firing after which a unit is dead; 0 never revives.
-        start: the biases before training.
 
     Raises:
         SettingError: for a negative patience.
     """
 
     limits = True
-    bias: Tensor
     idle: Tensor
 
-    def __init__(self, size: int, patience: int, start: float) -> None:
+    def __init__(self, size: int, patience: int) -> None:
         super().__init__(size)
         if patience < 0:
             raise SettingError(f"patience={patience}", "0 or more steps")
-        self.patience, self.start = patience, start
+        self.patience = patience
         self.suit(None)
 
     def suit(self, members: int | None) -> None:
-        """Room for a bias and a count for each unit of each member."""
-        self.register_buffer("bias", torch.full((*_axes(members), 1, self.size), self.start))
+        """Room for a count for each unit of each member."""
         self.register_buffer("idle", torch.zeros(*_axes(members), 1, self.size, dtype=torch.long))
 
     @property
@@ -60,23 +59,17 @@ class Reviving(Latent):
         """One for each number of the code."""
         return self.size
 
-    def biased(self, features: Tensor) -> Tensor:
-        """Features and what was added to raise them."""
-        return features.float() + self.bias
-
-    @abstractmethod
-    def bar(self, biased: Tensor) -> Tensor | float:
-        """What a biased feature must exceed to fire: for all, or for each row."""
+    def haunted(self, z: Tensor, features: Tensor) -> Tensor:
+        """The same code, with a gradient for dead units."""
+        if not (self.training and self.patience and features.requires_grad):
+            return z
+        ghost = features * ((self.idle >= self.patience) & (z == 0))
+        ghost.register_hook(lambda gradient: GHOST * gradient.clamp_max(0.0))  # type: ignore[no-untyped-call]
+        return z + (ghost - ghost.detach())
 
     def update(self, code: Code) -> None:
-        """Count the steps that each unit has not fired for, and raise those that are dead."""
+        """Count the steps that each unit has not fired for."""
         self.idle.add_(1).masked_fill_((code.z[0] != 0).any(-2, keepdim=True), 0)
-        dead = self.idle >= self.patience
-        if not self.patience or code.features is None or not bool(dead.any()):
-            return
-        biased = self.biased(code.features)
-        lacking = (self.bar(biased) - biased).amin(-2, keepdim=True).clamp_min(0.0)
-        self.bias += dead * (1.01 * lacking + 1e-6)
 
 
 class L1Sparse(Reviving):
@@ -98,28 +91,24 @@ class L1Sparse(Reviving):
     mean_square: Tensor
     steps: Tensor
 
-    def __init__(self, size: int, link: str = "relu", patience: int = 100) -> None:
-        # rectified units that start above 0 are all there at first; the cost thins them out
-        super().__init__(size, patience, start=1.0 if link == "relu" else 0.0)
+    def __init__(self, size: int, link: str = "relu", patience: int = 20) -> None:
+        super().__init__(size, patience)
         self.link = activation(link)
 
     def suit(self, members: int | None) -> None:
-        """Room for the biases and averages of each member."""
+        """Room for the counts and averages of each member."""
         super().suit(members)
-        self.register_buffer("mean_square", torch.ones_like(self.bias))
+        self.register_buffer("mean_square", torch.ones(self.idle.shape))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code, and what it costs."""
-        z = self.link(self.biased(features))
+        features = features.float() + START
+        z = self.link(features)
         square = z.square().mean(-2, keepdim=True) if self.training else self.mean_square
         floor = FLOOR * square.detach().mean(-1, keepdim=True) + torch.finfo(torch.float32).tiny ** 0.5
         cost = (z.abs() * (square + floor).rsqrt()).sum(-1)
-        return Code(z.unsqueeze(0), {"sparsity": cost.unsqueeze(0)}, features=features)
-
-    def bar(self, biased: Tensor) -> float:
-        """Zero, as activations that are exactly 0 are so below it."""
-        return 0.0
+        return Code(self.haunted(z, features).unsqueeze(0), {"sparsity": cost.unsqueeze(0)})
 
     def update(self, code: Code) -> None:
         """Also average the squares: over all steps at first, over about the last hundred later."""
@@ -179,22 +168,18 @@ class TopK(Reviving):
         SettingError: for a k beyond the code, or a negative patience.
     """
 
-    def __init__(self, size: int, k: int, patience: int = 100) -> None:
+    def __init__(self, size: int, k: int, patience: int = 20) -> None:
+        super().__init__(size, patience)
         if not 1 <= k <= size:
             raise SettingError(f"k={k} for a code of {size} numbers", f"from 1 to {size}", "a wider code (--latent)")
-        super().__init__(size, patience, start=1.0)  # so that few of those that stay are rectified away at first
         self.k = k
 
     def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code: exactly k features, of which negative ones become 0."""
-        biased = self.biased(features)
-        values, chosen = biased.topk(self.k, dim=-1)
-        z = torch.zeros_like(biased).scatter(-1, chosen, values.relu())
-        return Code(z.unsqueeze(0), features=features)
-
-    def bar(self, biased: Tensor) -> Tensor:
-        """The least of the k that stay, or 0 where that is more."""
-        return biased.topk(self.k, dim=-1).values[..., -1:].relu()
+        features = features.float() + START
+        values, chosen = features.topk(self.k, dim=-1)
+        z = torch.zeros_like(features).scatter(-1, chosen, values.relu())
+        return Code(self.haunted(z, features).unsqueeze(0))
 
 
 def _axes(members: int | None) -> Sequence[int]:
