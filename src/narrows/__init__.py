@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
-    from narrows.estimators import Autoencoder
+    from narrows.estimators import Autoencoder, Generator
     from narrows.fitted import Model, load
     from narrows.fitting import Plan
     from narrows.model.recipe import Recipe
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from narrows.tasks.baseline import learn_baseline
     from narrows.tasks.diagnosis import fit
     from narrows.tasks.evaluate import evaluate
+    from narrows.tasks.generate import generate, interpolate
+    from narrows.tasks.prior import keep_prior, learn_prior, prior_of
     from narrows.tasks.probe import Probe, probe
     from narrows.train.settings import Training, Watch
 
@@ -46,6 +48,7 @@ _HOMES = {
     "Conv": "narrows.networks.conv",
     "DataError": "narrows.errors",
     "Dense": "narrows.networks.dense",
+    "Generator": "narrows.estimators",
     "Model": "narrows.fitted",
     "ModelFileError": "narrows.errors",
     "NarrowsError": "narrows.errors",
@@ -63,9 +66,14 @@ _HOMES = {
     "Watch": "narrows.train.settings",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
+    "generate": "narrows.tasks.generate",
+    "interpolate": "narrows.tasks.generate",
+    "keep_prior": "narrows.tasks.prior",
     "learn_baseline": "narrows.tasks.baseline",
+    "learn_prior": "narrows.tasks.prior",
     "load": "narrows.fitted",
     "open_source": "narrows.sources.source",
+    "prior_of": "narrows.tasks.prior",
     "probe": "narrows.tasks.probe",
     "write_rows": "narrows.sources.write",
 }
@@ -75,6 +83,7 @@ __all__ = [
     "Conv",
     "DataError",
     "Dense",
+    "Generator",
     "Model",
     "ModelFileError",
     "NarrowsError",
@@ -93,9 +102,14 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "generate",
+    "interpolate",
+    "keep_prior",
     "learn_baseline",
+    "learn_prior",
     "load",
     "open_source",
+    "prior_of",
     "probe",
     "write_report",
     "write_rows",

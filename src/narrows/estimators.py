@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +21,14 @@ from torch import nn
 
 from narrows.containers import as_fitted, container_of, is_pandas
 from narrows.errors import SettingError
-from narrows.fitting import Plan, fit
+from narrows.fitting import Learner, Plan, fit
 from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
 from narrows.tasks.diagnosis import LEARNT
+from narrows.tasks.generate import generate
+from narrows.tasks.prior import PART as PRIOR
+from narrows.tasks.prior import learn_prior
 from narrows.train.settings import Training, Watch
 
 
@@ -115,8 +119,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
         folder = None if run is None else Path(run)
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
+        learn = self._learners()
         self.model_ = fit(
-            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=LEARNT, watch=watch
+            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
         )
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):
@@ -157,6 +162,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Write the fitted model to one file, for `narrows.load` and the command line."""
         check_is_fitted(self)
         self.model_.save(path)
+
+    def _learners(self) -> dict[str, Learner]:
+        """What is learnt after training, beside the weights."""
+        return dict(LEARNT)
 
     def _rows(self, X: Any, reset: bool) -> Any:
         """Rows as the river takes them, after scikit-learn's checks where it has any."""
@@ -211,6 +220,82 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.non_deterministic = False
         return tags
+
+
+class Generator(Autoencoder):
+    """An autoencoder that makes new rows.
+
+    Args:
+        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        hidden: as in `Autoencoder`.
+        recipe: `vae`, whose codes lie together; others do as well, since where codes lie is learnt.
+        prior: `mixture`, `flow`, `sequence` (for discrete codes), or `auto`, which tries what suits.
+        network: as in `Autoencoder`, and so the rest.
+        epochs: passes over the rows.
+        lr: learning rate.
+        training: further settings of the training.
+        columns: column -> kind or transform.
+        random_state: seed of every random draw of training; None draws one.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        verbose: 0 silent, 1 a progress bar, 2 a line an epoch.
+    """
+
+    def __init__(
+        self,
+        latent: int | None = None,
+        *,
+        hidden: Sequence[int] | None = None,
+        recipe: str = "vae",
+        prior: str = "auto",
+        network: Any = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        training: Training | None = None,
+        columns: Mapping[str, str] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            latent,
+            hidden=hidden,
+            recipe=recipe,
+            network=network,
+            epochs=epochs,
+            lr=lr,
+            training=training,
+            columns=columns,
+            random_state=random_state,
+            device=device,
+            verbose=verbose,
+        )
+        self.prior = prior
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        where: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        random_state: int = 0,
+    ) -> Any:
+        """New rows, in the container that `fit` was given.
+
+        Args:
+            n_samples: how many.
+            where: column -> value that all of them are to hold.
+            temperature: below 1 for more usual rows, above 1 for more unusual ones.
+            random_state: seed of the draws.
+
+        Raises:
+            SettingError: see `narrows.tasks.generate.generate`.
+            DataError: for values in `where` that training never had, or not together.
+        """
+        check_is_fitted(self)
+        return self._container(generate(self.model_, n_samples, random_state, where=where, temperature=temperature))
+
+    def _learners(self) -> dict[str, Learner]:
+        return {**super()._learners(), PRIOR: partial(learn_prior, kind=self.prior)}
 
 
 def _beyond_scikit_learn(X: Any) -> bool:

@@ -12,11 +12,15 @@ from typing import Annotated
 import pyarrow as pa
 from rich.console import Console
 
-from narrows.applied import model_of, reading_of, rows_of, with_asides
-from narrows.options import Applying, Flat, refuse_output
+from narrows.applied import model_of, reading_of, rows_of, say, with_asides
+from narrows.errors import SettingError
+from narrows.fitted import Model
+from narrows.options import Applying, Drawing, Flat, refuse_output
 from narrows.sources.write import write_rows
 from narrows.sources.writefiles import write_files
+from narrows.tasks.generate import Generation, interpolate
 from narrows.tasks.labelled import Task
+from narrows.tasks.prior import keep_prior
 from narrows.tasks.probe import probe as probe_model
 from narrows.tasks.whole import cleaned
 
@@ -75,3 +79,55 @@ def probe(
         print(jsonlib.dumps(found.to_json(), sort_keys=True))
     else:
         Console().print(found.table())
+
+
+def generate(
+    model: Path,
+    *,
+    out: Path,
+    drawing: Annotated[Drawing | None, Flat] = None,
+    between: str | None = None,
+    steps: int = 8,
+    learn: str | None = None,
+    keep: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
+    """New rows like those of training; or rows between rows.
+
+    Args:
+        model: a .narrows file: of `fit --for generate`, or of any recipe with --learn.
+        out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
+        between: rows to go between, in place of drawing new ones: from each to the next.
+        steps: rows of each such way, both ends counted.
+        learn: rows, best those of training, to learn from where codes lie: what a model needs whose recipe does not
+            say it, and what makes better rows with one that does.
+        keep: write what was learnt into the model file.
+    """
+    refuse_output(out, model, *(name for name in (between, learn) if name))
+    drawing = drawing or Drawing()
+    if between and (drawing.rows or drawing.where):
+        raise SettingError("--between with --rows or --where", "one of them: rows between rows, or new ones")
+    if keep and not learn:
+        raise SettingError("--keep with nothing learnt", hint="--learn DATA")
+    fitted = model_of(model, applying)
+    if learn:
+        keep_prior(fitted, rows_of(fitted, learn, applying), seed=drawing.seed)
+        if keep:
+            fitted.save(model)
+    schema = fitted.preparer.arrow_schema
+    if between:
+        rows = interpolate(fitted, rows_of(fitted, between, applying), steps)
+        say(f"{out}: {write_rows(out, rows.to_batches(), schema):,} rows")
+    else:
+        _draw(fitted, out, drawing)
+
+
+def _draw(fitted: Model, out: Path, drawing: Drawing) -> None:
+    """Write new rows, and say what given values left of the codes."""
+    given, temperature, draws = drawing.given(), drawing.temperature, drawing.sample_cells
+    made = Generation(fitted, drawing.seed, where=given, temperature=temperature, sample_cells=draws)
+    wanted = 100 if drawing.rows is None else drawing.rows
+    count = write_rows(out, made.batches(wanted), fitted.preparer.arrow_schema)
+    chosen = made.chosen
+    worth = f"; {chosen.drawn:,} codes were worth {chosen.effective:,.0f} for what is given" if chosen else ""
+    say(f"{out}: {count:,} rows{worth}")

@@ -18,8 +18,12 @@ Flat = Parameter(name="*")
 class Choices:
     """What to train."""
 
-    recipe: str = "plain"
-    """plain, linear, denoising or vae, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`."""
+    recipe: str | None = None
+    """plain, linear, denoising or vae, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`; by
+    default plain, or what `--for` would choose."""
+
+    job: Annotated[str | None, Parameter(name="--for")] = None
+    """What the model is for, generate: chooses a recipe where none is given, and learns what the job needs beside."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""
@@ -41,6 +45,38 @@ class Choices:
     count, binary, category, date, image, series, audio, tokens, bag. Of numbers: standardize, minmax, quantile, none;
     of series also own (each by its own mean and spread); of sounds: wave, spectra; of texts: chars, bytes, words, bpe;
     of bags: counts, tfidf. An unnamed array is column x."""
+
+
+@dataclass
+class Drawing:
+    """Which rows to generate."""
+
+    rows: int | None = None
+    """How many; 100 by default."""
+
+    where: list[str] = field(default_factory=list)
+    """Values that all rows are to hold: `--where town=Basel rooms=3`."""
+
+    seed: int = 0
+    """Of every draw: the same rows for the same seed, and the first of them whatever their number."""
+
+    temperature: float = 1.0
+    """Below 1 for more usual rows, above 1 for more unusual ones."""
+
+    sample_cells: bool = True
+    """Draw scalar cells from their likelihood; else all are the most probable ones."""
+
+    def given(self) -> dict[str, str]:
+        """Column -> value, of `where`.
+
+        Raises:
+            SettingError: for what is not a column and a value, or a column twice.
+        """
+        pairs = [text.partition("=") for text in self.where]
+        for name, sign, _ in pairs:
+            if not (name and sign) or [other for other, *_ in pairs].count(name) > 1:
+                raise SettingError(f"--where {' '.join(self.where)}", "COLUMN=VALUE, each column once")
+        return {name: value for name, _, value in pairs}
 
 
 @dataclass

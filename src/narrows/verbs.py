@@ -38,6 +38,7 @@ from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.evaluate import measure
 from narrows.tasks.figures import figure
 from narrows.tasks.likelihood import log_likelihood
+from narrows.tasks.purposes import purpose_of
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people
@@ -71,9 +72,10 @@ def fit(
         transformer: settings of transformers.
     """
     choices, running = choices or Choices(), running or Running()
+    purpose = purpose_of(choices.job)
     refuse_output(out, data, suffix=".narrows")
     plan = Plan(
-        recipe=choices.recipe,
+        recipe=choices.recipe or purpose.recipe,
         latent=choices.latent,
         network=Network(
             network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer()
@@ -92,7 +94,7 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    model = fit_model(source, plan, learn=LEARNT, watch=watch)
+    model = fit_model(source, plan, learn={**LEARNT, **purpose.learn}, watch=watch)
     _save(model, out, folder)
     facts = {key: value for key, value in model.facts.items() if key != "records"}
     if running.json:
