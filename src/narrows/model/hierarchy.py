@@ -112,12 +112,11 @@ class Hierarchical(Latent):
 
 def level_sizes(size: int, depth: int) -> list[int]:
     """Numbers of each level, top first: each half of the one below it as far as whole numbers go, none without any."""
-    unit = max(1, size // (2**depth - 1))
     sizes: list[int] = []
-    for level in range(depth - 1):
-        below = depth - 1 - level
-        sizes.append(min(unit << level, size - sum(sizes) - below))
-    return [*sizes, size - sum(sizes)]
+    for above in range(depth - 1, 0, -1):  # from the bottom up
+        kept = max(above, size * (2**above - 1) // (2 ** (above + 1) - 1))
+        sizes, size = [size - kept, *sizes], kept
+    return [size, *sizes]
 
 
 def _between(inputs: int, width: int, outputs: int, members: int | None) -> nn.Module:

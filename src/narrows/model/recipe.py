@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 
@@ -68,7 +68,7 @@ class Recipe:
             try:
                 complete[key] = pydantic.TypeAdapter(wanted).validate_python(value)
             except pydantic.ValidationError:
-                raise SettingError(f"{name}:{key}={value}", f"a {getattr(wanted, '__name__', wanted)}") from None
+                raise SettingError(f"{name}:{key}={value}", _said(wanted)) from None
         recipe = cls(name, complete)
         recipe.slots()
         return recipe
@@ -83,3 +83,11 @@ class Recipe:
             by_column = value.items() if isinstance(value, dict) else ()
             words += [f"{key}.{column}={word}" for column, word in by_column] or [f"{key}={value}"]
         return f"{self.name}:{','.join(words)}" if words else self.name
+
+
+def _said(wanted: Any) -> str:
+    """A type as words: `a float`, `l1 or kl`, `int or auto`."""
+    words = get_args(wanted)
+    if not words or isinstance(wanted, type):
+        return f"a {getattr(wanted, '__name__', wanted)}"
+    return " or ".join(_said(word).removeprefix("a ") if not isinstance(word, str) else word for word in words)
