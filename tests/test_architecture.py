@@ -34,6 +34,7 @@ ALLOWED = {
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "containers": DATA,
     "estimators": NOUNS | MODEL | DATA | WAIST | {"tasks", "containers"},
+    "denoiser": NOUNS | DATA | {"networks", "train", "estimators"},
     "options": {"errors", "files"},
     "applied": {"options"} | NOUNS | DATA | WAIST,
     "verbs": {"options", "applied"} | NOUNS | MODEL | DATA | WAIST | {"tasks", "report"},

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from narrows.denoiser import Denoiser
     from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
     from narrows.estimators import Autoencoder, Generator
     from narrows.fitted import Model, load
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from narrows.sources.source import Source, open_source
     from narrows.sources.write import write_rows
     from narrows.tasks.baseline import learn_baseline
+    from narrows.tasks.denoise import denoise, denoise_whole
     from narrows.tasks.diagnosis import fit
     from narrows.tasks.evaluate import evaluate
     from narrows.tasks.generate import generate, interpolate
@@ -47,6 +49,7 @@ _HOMES = {
     "Autoencoder": "narrows.estimators",
     "Conv": "narrows.networks.conv",
     "DataError": "narrows.errors",
+    "Denoiser": "narrows.denoiser",
     "Dense": "narrows.networks.dense",
     "Generator": "narrows.estimators",
     "Model": "narrows.fitted",
@@ -64,6 +67,8 @@ _HOMES = {
     "TrainingError": "narrows.errors",
     "Transformer": "narrows.networks.transformer",
     "Watch": "narrows.train.settings",
+    "denoise": "narrows.tasks.denoise",
+    "denoise_whole": "narrows.tasks.denoise",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
     "generate": "narrows.tasks.generate",
@@ -82,6 +87,7 @@ __all__ = [
     "Autoencoder",
     "Conv",
     "DataError",
+    "Denoiser",
     "Dense",
     "Generator",
     "Model",
@@ -100,6 +106,8 @@ __all__ = [
     "Transformer",
     "Watch",
     "__version__",
+    "denoise",
+    "denoise_whole",
     "evaluate",
     "fit",
     "generate",

@@ -25,6 +25,7 @@ from narrows.fitting import Learner, Plan, fit
 from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
+from narrows.tasks.denoise import denoise
 from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.generate import generate
 from narrows.tasks.prior import PART as PRIOR
@@ -148,6 +149,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         return self._container(self.model_.reconstruct(self._rows(X, reset=False)), like=X)
+
+    def denoise(self, X: Any, *, fill: bool = True) -> Any:
+        """Rows without their noise, in the container that `fit` was given (see `narrows.tasks.denoise.denoise`).
+
+        Args:
+            X: as in `reconstruct`; images and series may be of another size than in training.
+            fill: give what was missing too, in place of leaving it missing.
+        """
+        check_is_fitted(self)
+        return self._container(denoise(self.model_, self._rows(X, reset=False), fill=fill), like=X)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """(n,) how well each row fits: higher is more normal."""

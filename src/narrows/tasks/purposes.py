@@ -27,7 +27,7 @@ class Purpose:
     learn: Mapping[str, Learner] = field(default_factory=dict)
 
 
-PURPOSES = {"generate": Purpose("vae", {PRIOR: learn_prior})}
+PURPOSES = {"denoise": Purpose("denoising:noise=0.1,mask=0"), "generate": Purpose("vae", {PRIOR: learn_prior})}
 
 
 def purpose_of(job: str | None) -> Purpose:
