@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,10 @@ class AutoencoderModule(nn.Module):
         if self.training:
             self._code = code
         return self._loss(code, batch, view)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: all but the code of a step that may be open, whose gradients are no copy's."""
+        return {**self.__dict__, "_code": None}
 
     def before_step(self, done: float) -> None:
         """Told before each step: the share of training that is done, by which weights may rise."""

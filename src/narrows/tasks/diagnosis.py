@@ -148,7 +148,7 @@ def _untrained(model: Model) -> Model | None:
 
 
 def over_fitting(model: Model, fresh: Model | None, batch: Batch) -> Finding | None:
-    """The validation loss beside that of training rows, measured as in validation: without corruption and dropout."""
+    """The validation loss beside that of training rows, measured alike: same corruption, no dropout."""
     held = validation_loss(model)
     if held is None:
         return None

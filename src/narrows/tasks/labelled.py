@@ -164,7 +164,7 @@ def target_of(values: npt.NDArray[Any], name: str, task: Task) -> Target:
         return Target(name, task, _as_numbers(values, name))
     classes, places = np.unique(values.astype(str) if values.dtype.kind == "O" else values, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"target {name!r} with the one class {classes[0]!r}", "at least two")
+        raise DataError(f"target {name!r} with the one class {classes.tolist()[0]!r}", "at least two")
     if task == "segment" and len(classes) > 256:
         raise DataError(f"masks {name!r} of {len(classes):,} classes", "whole numbers, a class each, at most 256")
     return Target(name, task, places.reshape(values.shape).astype(np.int64), tuple(classes.tolist()))

@@ -55,11 +55,11 @@ def read_pixels(
     truth = told.values[held]
     rows = batch[torch.from_numpy(held)]
     figures = {
-        name: _figures(truth, _classes(model, readout, READERS[name], rows), len(told.classes))
+        name: pixel_figures(truth, _classes(model, readout, READERS[name], rows), len(told.classes))
         for name, readout in readouts.items()
     }
     usual = np.full(truth.shape, np.bincount(told.values[parted.known].reshape(-1)).argmax())
-    return readouts["codes"], figures | {"usual": _figures(truth, usual, len(told.classes))}
+    return readouts["codes"], figures | {"usual": pixel_figures(truth, usual, len(told.classes))}
 
 
 def pixel_classes(model: Model, readout: Readout, batch: Batch) -> npt.NDArray[np.int64]:
@@ -105,7 +105,7 @@ def _blocks(
         step = max(1, min(64, BYTES // max(1, part[0].nbytes)))
 
 
-def _figures(truth: npt.NDArray[np.int64], said: npt.NDArray[np.int64], classes: int) -> dict[str, float]:
+def pixel_figures(truth: npt.NDArray[np.int64], said: npt.NDArray[np.int64], classes: int) -> dict[str, float]:
     """Share of pixels that are right, and intersection over union, averaged over the classes that are met."""
     pairs = np.bincount((truth * classes + said).reshape(-1), minlength=classes * classes).reshape(classes, classes)
     both = np.diag(pairs)
