@@ -143,7 +143,7 @@ def _made(batch: Batch, numbers: Tensor) -> Batch:
 
 def _each(looks: Tensor, batch: Batch) -> Tensor:
     """(K, B, features) of K * B rows."""
-    return looks.unflatten(0, (-1, len(batch)))
+    return looks.reshape(-1, len(batch), looks.shape[-1])
 
 
 def _check(site: Site) -> None:
