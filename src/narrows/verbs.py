@@ -96,17 +96,22 @@ def fit(
     source = open_source(data, reading=reading)
     model = fit_model(source, plan, learn={**LEARNT, **purpose.learn}, watch=watch)
     _save(model, out, folder)
-    facts = {key: value for key, value in model.facts.items() if key != "records"}
-    if running.json:
+    _tell(model, out, folder, running.json)
+    return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
+
+
+def _tell(model: Model, out: Path, folder: Path, json: bool) -> None:
+    """Say what was trained, what is wrong with it and what comes next."""
+    if json:
+        facts = {key: value for key, value in model.facts.items() if key != "records"}
         found = {"diagnosis": [finding.to_json() for finding in model.diagnosis]}
         print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model), **found}, sort_keys=True))
-    else:
-        say(f"{out}: {_sentence(model)}")
-        for finding in model.diagnosis:
-            if finding.problem:
-                say(str(finding))
-        say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
-    return INTERRUPTED if facts["reason"] == "interrupted" else 0
+        return
+    say(f"{out}: {_sentence(model)}")
+    for finding in model.diagnosis:
+        if finding.problem:
+            say(str(finding))
+    say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
 
 
 def _save(model: Model, out: Path, folder: Path) -> None:
