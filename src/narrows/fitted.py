@@ -182,7 +182,7 @@ class Model:
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
         """The rows that (B, code_size) codes stand for; as many at a time as their cells leave room for."""
-        step = max(self._pass, OUTPUTS // self.schema.outputs // self._pass * self._pass)
+        step = max(self.block_rows, OUTPUTS // self.schema.outputs // self.block_rows * self.block_rows)
         starts = range(0, max(1, len(codes)), step)
         parts = [self.preparer.restore(*self.cells(codes[start : start + step])) for start in starts]
         return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
@@ -204,8 +204,8 @@ class Model:
         return joined.mean(0) if self.members else joined
 
     @property
-    def _pass(self) -> int:
-        """Rows of a pass."""
+    def block_rows(self) -> int:
+        """Rows of a pass: as many as leave room for what the decoder says."""
         return max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
 
     def blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
@@ -214,7 +214,7 @@ class Model:
         The last block is padded with copies of its first row, whose results are dropped.
         """
         results = []
-        size = self._pass
+        size = self.block_rows
         for start in range(0, max(len(batch), 1), size):
             part = batch[start : start + size]
             if 0 < len(part) < size:

@@ -26,7 +26,6 @@ from narrows.tasks.conditions import Chosen, choose_codes, read_given
 from narrows.tasks.prior import prior_of
 from narrows.train.randomness import kept, seed_step
 
-CHUNK = 1_024  # rows drawn together: the first rows of many are those of few
 REPEATED = 5  # times that a code may be used for different rows without a word
 STRAIGHT = 1e-3  # radians between codes below which, or from opposite ones, no arc leads
 
@@ -100,23 +99,30 @@ class Generation:
         if self.given is not None:
             self.chosen = choose_codes(self.model, self.prior, self.given, rows, self.seed, self.temperature)
             _warn_repeated(self.chosen, rows)
-        for start in range(0, rows, CHUNK):
-            yield self._chunk(start, min(CHUNK, rows - start))
+        for start in range(0, rows, self.model.block_rows):
+            yield self._block(start)[: rows - start]
 
     @torch.inference_mode()
-    def _chunk(self, start: int, rows: int) -> pa.RecordBatch:
+    def _block(self, start: int) -> pa.RecordBatch:
+        """A whole block of rows from a place on: draws of few rows must not differ from those of many."""
         device = self.model.module.device
         with kept(device):
-            seed_step(self.seed, start // CHUNK, device)
-            drawn = self.prior.sample(CHUNK, self.temperature) if self.chosen is None else self.chosen.codes[start:]
-            numbers, codes = self.model.cells(drawn[:rows], self._said if self.draws else None)
+            seed_step(self.seed, start, device)
+            codes = self._codes_at(start)
+            numbers, levels = self.model.cells(codes, self._said if self.draws else None)
             if self.draws:
                 _draw_bags(self.model, numbers)
         _keep_in_range(self.model, numbers)
         if self.given is None:
-            return self.model.preparer.restore(numbers, codes)
-        self.given.put_into(numbers, codes)
-        return self.given.put_into_rows(self.model.preparer.restore(numbers, codes))
+            return self.model.preparer.restore(numbers, levels)
+        self.given.put_into(numbers, levels)
+        return self.given.put_into_rows(self.model.preparer.restore(numbers, levels))
+
+    def _codes_at(self, start: int) -> Tensor:
+        rows = self.model.block_rows
+        if self.chosen is None:
+            return self.prior.sample(rows, self.temperature)
+        return self.chosen.codes[start : start + rows]
 
     def _said(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cells of codes (1, [E,] B, latent): drawn, but for those in grids, which are the most probable ones."""
@@ -158,8 +164,9 @@ def _draw_bags(model: Model, numbers: Tensor) -> None:
     for column in model.schema:
         items, span = model.preparer.layouts.get(column.name), model.schema.spans[column.name]
         if isinstance(items, Items) and items.transform == "counts" and items.total >= 1:
-            total = round(items.total)
-            drawn = torch.multinomial(numbers[:, span].clamp_min(1e-30), total, replacement=True)
+            sets = items.most <= 1  # of which no item is drawn twice
+            total = min(round(items.total), items.size) if sets else round(items.total)
+            drawn = torch.multinomial(numbers[:, span].clamp_min(1e-30), total, replacement=not sets)
             shares = torch.zeros_like(numbers[:, span])
             numbers[:, span] = shares.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / total))
 
