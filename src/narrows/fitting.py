@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
@@ -24,14 +24,19 @@ from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
 from narrows.rows import Rows, wishes
-from narrows.schema import Batch, Schema, one_row
+from narrows.schema import Batch, Schema, Stream, one_row
 from narrows.sources.source import open_source
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
 from narrows.train.matrices import count_uses
 from narrows.train.optimizers import DEFAULT_RATES, settled, step_work
+from narrows.train.resident import Resident
 from narrows.train.settings import Training, Watch
+from narrows.train.snapshots import Snapshots
+from narrows.train.stops import History
 
+SNAPSHOTS = "snapshots"
+SHOWN, SHOWN_CELLS = 8, 8_192  # rows of a snapshot, and cells in all: six of them take 200 KB at most
 Learner = Callable[[Model, Iterator[Batch]], Part]
 
 
@@ -131,20 +136,42 @@ def fit(
     stream, held = rows.streams(device, weight)
     about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(network)}
     about["data_fingerprint"] = rows.fingerprint
-    watch = replace(watch, cells=schema.cell_names, about=about)
+    model = Model(rows.preparer, module, recipe, latent, None if modules else network, {})
+    snapshots = _snapshots(model, held)
+    watch = replace(watch, cells=schema.cell_names, about=about, snapshots=snapshots)
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
     epochs = plan.epochs or default_epochs(work, rows.count, rows.batch_size)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
-    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
-    facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
-    facts["settings"] = _settings(plan, rows.batch_size)
-    model = Model(rows.preparer, module.eval(), recipe, latent, None if modules else network, facts)
-    model.reading = source.reading
+    model.facts, model.reading = _facts(rows, plan, history), source.reading
+    if snapshots:
+        model.parts[SNAPSHOTS] = _developed(snapshots, history)
     for name, learner in (learn or {}).items():  # in order: a later one may use what an earlier one learnt
         model.parts[name] = learner(model, rows.prepared())
     return model
+
+
+def _snapshots(model: Model, held: Stream | None) -> Snapshots | None:
+    """Looks at a few rows held out as they come back; None for wide ones, and for what is told step by step."""
+    rows = min(SHOWN, SHOWN_CELLS // max(1, model.schema.cells))
+    if not isinstance(held, Resident) or not rows or model.module.autoregressive:
+        return None
+    count = len(held.batch)
+    batch = held.batch[torch.arange(min(rows, count)) * count // min(rows, count)]
+
+    def look() -> Tensor:
+        numbers, codes = model.cells(model.codes(batch))
+        return torch.cat([numbers, codes.float()], dim=1).nan_to_num()
+
+    return Snapshots(look)
+
+
+def _developed(snapshots: Snapshots, history: History) -> Part:
+    """The part `snapshots`: `cells` (looks, rows, C) after each of `epochs`, the last by the weights that were kept."""
+    last = int(history.best_record["epoch"]) if history.best_record else 0
+    taken = {done: cells for done, cells in snapshots.taken.items() if done < last} | {last: snapshots.look()}
+    return Part({"epochs": list(taken)}, {"cells": torch.stack([*taken.values()])})
 
 
 def _suited(training: Training, schema: Schema) -> Training:
@@ -156,6 +183,13 @@ def _suited(training: Training, schema: Schema) -> Training:
     if training.optimizer == "auto" and any(column.kind == "bag" for column in schema):
         return replace(training, optimizer="adamw")
     return training
+
+
+def _facts(rows: Rows, plan: Plan, history: History) -> dict[str, Any]:
+    """What the training was."""
+    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
+    facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
+    return facts | {"settings": _settings(plan, rows.batch_size)}
 
 
 def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:

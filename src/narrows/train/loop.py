@@ -99,7 +99,7 @@ class _Run:
         self.peak = lr if lr is not None else DEFAULT_RATES[training.optimizer]
         if self.rows is None and training.schedule != "constant":
             raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
-        self.state = State(module, make_optimizer(module, training))
+        self.state = State(module, make_optimizer(module, training), snapshots=self.watch.snapshots)
         self.stepper = Stepper(module, self.state.optimizer, training, training.step_rows(self.rows), seed)
         self.folder = RunFolder(watch.folder, self._identity(seed)) if watch.folder else None
         self.bar = Bar(watch.verbose, epochs, self.rows)
@@ -154,6 +154,7 @@ class _Run:
         now = time.monotonic()
         self.began, self.due = now - self.state.place.seconds, now + self.training.checkpoint_every
         self.state.module.train()
+        self._snap()
 
     def _train(self) -> None:
         place, history = self.state.place, self.state.history
@@ -194,6 +195,7 @@ class _Run:
         if place.steps:
             self._record()
         place.close_epoch()
+        self._snap()
         if not history.reason and place.epoch >= self.epochs:
             history.reason = "epochs"
         if time.monotonic() >= self.wake:
@@ -222,6 +224,12 @@ class _Run:
         answers = [callback(record) for callback in self.watch.callbacks]
         if any(answers):
             self.state.history.reason = "callback"
+
+    def _snap(self) -> None:
+        """Take the snapshot between epochs that is due."""
+        place, snapshots = self.state.place, self.state.snapshots
+        if snapshots is not None and not place.epoch_rows:
+            snapshots.offer(self.state.module, place.epoch, self.epochs)
 
     def _look_up(self) -> None:
         """See to what goes by the clock: the bar, the checkpoint, the time limit."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from narrows.errors import SettingError
+from narrows.train.snapshots import Snapshots
 
 OptimizerName = Literal["auto", "gd", "sgd", "momentum", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "one-cycle"]
@@ -142,6 +143,7 @@ class Watch:
         verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
         callbacks: each is called with the record of every epoch; training stops when one returns True.
         cells: names of the cells, for saying which column broke.
+        snapshots: taken of the module between epochs; None for none.
     """
 
     folder: Path | None = None
@@ -150,6 +152,7 @@ class Watch:
     verbose: int = 0
     callbacks: Sequence[Callable[[Record], bool | None]] = ()
     cells: Sequence[str] = ()
+    snapshots: Snapshots | None = None
 
 
 def plain(value: Any) -> Any:

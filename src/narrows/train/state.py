@@ -17,6 +17,7 @@ from narrows.errors import ModelFileError, SettingError
 from narrows.schema import Batch
 from narrows.tensorfile import under
 from narrows.train.optimizers import Optimizer
+from narrows.train.snapshots import Snapshots
 from narrows.train.stops import History, improves
 
 
@@ -84,6 +85,7 @@ class State:
         history: of its epochs.
         best: weights and buffers of the best record, by name; empty before the first.
         last: weights at the last record, by name; kept only where their change decides.
+        snapshots: taken on the way; None without any.
     """
 
     module: nn.Module
@@ -92,6 +94,7 @@ class State:
     history: History = field(default_factory=History)
     best: dict[str, Tensor] = field(default_factory=dict)
     last: dict[str, Tensor] = field(default_factory=dict)
+    snapshots: Snapshots | None = None
 
     def close_record(self, record: dict[str, int | float]) -> None:
         """Add a record, and keep the weights if they are the best so far."""
@@ -129,6 +132,7 @@ class State:
             "best": self.best,
             "last": self.last,
             "optimizer": self.optimizer.tensors(),
+            "snapshots": self.snapshots.tensors() if self.snapshots else {},
         }
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
@@ -153,6 +157,8 @@ class State:
         device = self.optimizer.weights[0].device
         self.best = {name: tensor.to(device) for name, tensor in best.items()}
         self.last = {name: tensor.to(device) for name, tensor in last.items()}
+        if self.snapshots:
+            self.snapshots.load(under("snapshots/", tensors))
 
 
 def _norm(tensors: list[Tensor]) -> float:
