@@ -96,7 +96,7 @@ class RowCritic(Penalty):
     def unlike(self, passed: Pass) -> Tensor:
         """(B,) half the squared distance between the features of row and reconstruction, a feature."""
         batch = passed.batch
-        wanted = frozen(self.look, batch).detach().float()
+        wanted: Tensor = frozen(self.look, batch).detach().float()
         again = _each(frozen(self.look, _made(batch, passed.p.numbers())), batch).float()
         return 0.5 * (again - wanted).square().mean(-1).mean(0)
 

@@ -9,7 +9,6 @@ squared norm over the variance of the codes fell from 11 to 3 at a weight of 0.1
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class Contractive(Penalty):
         self._ends = (site.embed, site.encoder, site.latent)
         bags = any(column.kind == "bag" for column in site.schema)
         straight = isinstance(site.embed, Embed) and isinstance(site.latent, Deterministic) and not bags
-        self.exact = straight and _only_layer(site.encoder) is not None
+        self.exact = straight and len(_layers(site.encoder)) == 1
 
     def forward(self, passed: Pass) -> Tensor:
         """([E,] B) the squared norm, or an estimate of it."""
@@ -64,7 +63,8 @@ class Contractive(Penalty):
         rates = _slope(values, numbers).square()
         features = encoder(inputs.detach())
         slopes = _slope(latent(features, 0).z.squeeze(0), features).float().square()
-        weight = _only_layer(encoder)
+        (layer,) = _layers(encoder)
+        weight = _weight(layer)
         return (slopes * (rates @ weight[..., : numbers.shape[1], :].square())).sum(-1)
 
     def estimate(self, view: Batch) -> Tensor:
@@ -75,11 +75,13 @@ class Contractive(Penalty):
             view = view[torch.arange(rows, device=view.numbers.device).repeat(members)]
         numbers = view.numbers.detach().requires_grad_()
         with twice_differentiable():
-            inputs: Any = embed(replace(view, numbers=numbers))
-            z = latent(encoder(inputs if members is None else inputs.unflatten(0, (members, rows))), 0).z.float()
+            inputs = embed(replace(view, numbers=numbers))
+            if members is not None:
+                inputs = inputs.view(members, rows, -1)
+            z = latent(encoder(inputs), 0).z.float()
             norms = [_slope(z, numbers, torch.randn_like(z)).square().sum(-1) for _ in range(self.draws)]
         mean = torch.stack(norms).mean(0)
-        return mean if members is None else mean.unflatten(0, (members, rows))
+        return mean if members is None else mean.view(members, rows)
 
 
 def _slope(of: Tensor, to: Tensor, along: Tensor | None = None) -> Tensor:
@@ -89,12 +91,13 @@ def _slope(of: Tensor, to: Tensor, along: Tensor | None = None) -> Tensor:
     return slope
 
 
-def _only_layer(encoder: nn.Module) -> Tensor | None:
-    """([E,] inputs, features) weights of an encoder that is one linear layer; None for others."""
+def _layers(encoder: nn.Module) -> list[nn.Module]:
+    """The layers of an encoder that is nothing but linear ones; none for others."""
     layers = list(encoder.children()) if isinstance(encoder, nn.Sequential) else [encoder]
-    if len(layers) != 1:
-        return None
-    layer = layers[0]
-    if isinstance(layer, MemberLinear):
-        return layer.weight
-    return layer.weight.mT if isinstance(layer, nn.Linear) else None
+    return layers if all(isinstance(layer, nn.Linear | MemberLinear) for layer in layers) else []
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """([E,] inputs, features) weights of a linear layer."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight if isinstance(layer, MemberLinear) else weight.mT

@@ -96,8 +96,9 @@ class Huber(NumberFamily):
 
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         """Minus `e**2` up to `delta`, minus `2 delta |e| - delta**2` beyond."""
-        linked, cells = torch.broadcast_tensors(self.mean(outputs), cells)
-        return -2 * F.huber_loss(linked, cells, reduction="none", delta=self.delta)
+        distance = (self.mean(outputs) - cells).abs()
+        near = distance.clamp_max(self.delta)
+        return near * (near - 2 * distance)
 
 
 class Gaussian(NumberFamily):
