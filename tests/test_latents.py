@@ -313,9 +313,15 @@ def test_the_nearest_entry_is_that_of_brute_force(positions, dim, levels, member
 def test_gradients_pass_discrete_codes_as_if_they_were_not_there():
     torch.manual_seed(0)
     slope, x = torch.randn(5, 6), torch.randn(5, 6, requires_grad=True)
-    for latent, want in ((VectorQuantized(6, 8, 3), slope), (FiniteScalar(6, 4), slope * (1 - x.detach().tanh() ** 2))):
+    learnt = VectorQuantized(6, 8, 3)
+    learnt.counts.fill_(1.0)
+    for latent, want in ((learnt, slope), (FiniteScalar(6, 4), slope * (1 - x.detach().tanh() ** 2))):
         (gradient,) = torch.autograd.grad((latent.train()(x, 1).z[0] * slope).sum(), x)
         torch.testing.assert_close(gradient, want)
+    code = learnt(x, 1)
+    torch.testing.assert_close(code.z[0], learnt.look_up(code.symbols[0]))
+    placed = VectorQuantized(6, 8, 3).train()
+    torch.testing.assert_close(placed(x, 1).z[0], x, msg="quantized by a codebook that has not met the data")
 
 
 def test_a_codebook_follows_the_averages_of_a_hand_written_loop():

@@ -67,6 +67,10 @@ class VectorQuantized(Latent):
         x = features.float()
         symbols = self.nearest(x)
         z = self.look_up(symbols)
+        if (
+            self.training
+        ):  # before the first update places the codebook, its entries are noise: features pass as they are
+            z = torch.where(self.counts.any(), z, x.detach())
         commitment = (x - z).square().sum(-1)
         z = x + (z - x).detach() if self.training else z
         return Code(z.unsqueeze(0), {"commitment": commitment[None]}, features=features, symbols=symbols[None])
