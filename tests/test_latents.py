@@ -445,6 +445,7 @@ def test_codes_are_made_in_float32_where_products_are_not(recipe):
         ("fsq:levels=1", 4, "levels=1"),
         ("hierarchical:depth=1", 4, "the recipe `vae`"),
         ("hierarchical:depth=3", 2, "at least 3 numbers"),
+        ("hierarchical:depth=10000000000", 2, "from 2 to 64 levels"),
         ("hierarchical:beta=-1", 2, "hierarchical:beta"),
         ("vae:free_bits=-1", 2, "free_bits=-1"),
         ("vae:warm_up=2", 2, "warm_up"),

@@ -26,8 +26,8 @@ class Hierarchical(Latent):
 
     A level's draw is z = mean + scale * u, where mean and scale are the prior's, given the levels above, and u is
     standard normal a priori. The posterior speaks of u: its mean and log variance are the encoder's features of that
-    level plus what a small network makes of these and the levels above. So a feature of zero stays at the prior, as in
-    the residual parametrization of Vahdat & Kautz (2020). The term `kl1` is that of the bottom level, `kl2` of the one
+    level plus what a small network makes of these and the levels above. So what is 0 stays at the prior, as in the
+    residual parametrization of Vahdat & Kautz (2020). The term `kl1` is that of the bottom level, `kl2` of the one
     above, in closed form given the draws above or as the log ratio at the draw; of an unused level it is near 0.
 
     Args:

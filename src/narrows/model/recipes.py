@@ -16,7 +16,7 @@ from narrows.model.augmentations import augmentations
 from narrows.model.contractive import Contractive
 from narrows.model.corruptions import Corruption, GaussianNoise, Masking, PatchMasking, SaltAndPepper
 from narrows.model.divergences import Discrepancy, Kernel, TotalCorrelation
-from narrows.model.hierarchy import Hierarchical
+from narrows.model.hierarchy import DEEPEST, Hierarchical
 from narrows.model.latents import Deterministic, Gaussian, checked_nats
 from narrows.model.likelihoods import Words
 from narrows.model.objectives import Objective
@@ -154,7 +154,7 @@ def hierarchical(
     Raises:
         SettingError: for values out of range, or cycles in which nothing rises.
     """
-    terms = tuple(f"kl{level + 1}" for level in range(depth))
+    terms = tuple(f"kl{level + 1}" for level in range(min(depth, DEEPEST)))
     objective = _variational("hierarchical", terms, beta, free_bits, warm_up, cycles)
     return Slots(partial(Hierarchical, depth=depth, free=free_bits), likelihood, objective=objective)
 
