@@ -152,24 +152,41 @@ def sequences(positions, symbols):
 @pytest.mark.parametrize("positions", [1, 2, 4])
 def test_probabilities_of_all_sequences_sum_to_one(positions):
     torch.manual_seed(0)
-    prior = Sequence(positions, 3, 2, units=8, layers=1)
+    prior = Sequence(positions, 3, 2, units=8, layers=1).eval()
     with torch.no_grad():
         for weight in prior.parameters():
             weight.add_(0.5 * torch.randn_like(weight))
+        prior.entries.normal_()
         every = sequences(positions, 3)
         chances = prior.log_chances(every).exp()
         torch.testing.assert_close(chances.sum(), torch.tensor(1.0))
-        prior.entries.normal_()
         drawn = prior.symbols_of(prior.sample(20_000))
     places = (drawn * 3 ** torch.arange(positions - 1, -1, -1)).sum(1)
     found = torch.bincount(places, minlength=3**positions) / 20_000
     torch.testing.assert_close(found, chances, rtol=0, atol=0.02)
 
 
+def test_a_sequence_learns_what_follows_what(monkeypatch):
+    """A position repeats the one before it nine times of ten: the best nats are those of that chain."""
+    monkeypatch.setattr("narrows.tasks.priorfits.STEPS", 300)
+    torch.manual_seed(0)
+    symbols = torch.randint(0, 3, (3_000, 5))
+    for at in range(1, 5):
+        same = torch.rand(3_000) < 0.9
+        symbols[:, at] = torch.where(same, symbols[:, at - 1], symbols[:, at])
+    entries = torch.tensor([[-1.0, 0], [0, 1], [1, 1]])
+    fitted = fit_prior(Codes(entries[symbols].flatten(1), symbols, 3))
+    stay = 0.9 + 0.1 / 3
+    best = math.log(1 / 3) + 4 * (stay * math.log(stay) + (1 - stay) * math.log((1 - stay) / 2))
+    assert fitted.held_out["sequence"] == pytest.approx(best, abs=0.15)
+    drawn = fitted.prior.symbols_of(fitted.prior.sample(2_000))
+    assert float((drawn[:, 1:] == drawn[:, :-1]).float().mean()) == pytest.approx(stay, abs=0.02)
+
+
 def test_an_entry_that_was_never_seen_is_never_drawn():
     torch.manual_seed(0)
     entries, symbols = torch.randn(5, 2), torch.randint(0, 3, (200, 4))
-    prior = Sequence.over(entries[symbols].flatten(1), symbols, 5)
+    prior = Sequence.over(entries[symbols].flatten(1), symbols, 5).eval()
     assert prior.entries.shape == (1, 5, 2)
     assert torch.equal(prior.symbols_of(prior.sample(500)).unique(), torch.arange(3))
     with torch.no_grad():

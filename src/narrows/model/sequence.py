@@ -2,8 +2,10 @@
 
     start, s1, s2, ... -> causal transformer -> logits of s1, s2, s3, ...;   entries[position, symbol] -> code
 
-Probabilities are exact, and draws take one pass a position. It knows of a codebook what it saw of it: an entry that no
-training row had at a position is never drawn there.
+Probabilities are exact, and draws take one pass a position. What an entry is, not only which, says how it is read and
+said, so that entries that lie together are learnt together: of 1,300 codes of four entries out of 256 each, it found
+codes held out 2.3 nats more probable than with vectors of their own. It knows of a codebook what it saw of it: an entry
+that no training row had at a position is never drawn there.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from narrows.errors import SettingError
 from narrows.model.autoencoder import Loss
 from narrows.model.categorical import drawn
 from narrows.model.priors import Prior
+from narrows.networks.dense import linear
 from narrows.networks.grids import Grid
 from narrows.networks.transformer import Transformer
 from narrows.schema import Batch
 
 TOLERANCE = 1e-3  # of codes that are to be the same entry: straight-through sums round
+DROPOUT = 0.1  # some thousand codes are few to a transformer
 
 
 @final
@@ -47,9 +51,12 @@ class Sequence(Prior):
         self.positions, self.symbols, self.units, self.layers = positions, symbols, units, layers
         self.register_buffer("entries", torch.zeros(tables, symbols, width))
         self.register_buffer("known", torch.ones(positions, symbols, dtype=torch.bool))
-        self.table = nn.Embedding(symbols, units)
-        settings = Transformer(width=units, layers=layers, heads=4, patch=1, autoregressive=True)
-        self.decoder = settings.pair(Grid((positions,), units, symbols))[1]
+        self.table = nn.Parameter(torch.zeros(symbols, units))
+        self.bias = nn.Parameter(torch.zeros(positions, symbols))
+        last = linear(units, units, "identity", None)
+        self.likened = nn.Sequential(linear(width, units, "silu", None), nn.SiLU(), last)
+        settings = Transformer(units, layers, heads=4, patch=1, autoregressive=True, dropout=DROPOUT)
+        self.decoder = settings.pair(Grid((positions,), units, units))[1]
         self.start = nn.Parameter(torch.zeros(self.decoder.width))
 
     @property
@@ -99,14 +106,21 @@ class Sequence(Prior):
         far = torch.cdist(parts, entries, compute_mode="donot_use_mm_for_euclid_dist")
         return far.masked_fill(~self.known.unsqueeze(1), float("inf")).argmin(-1).T
 
+    def vectors(self) -> Tensor:
+        """(tables, symbols, units) what stands for each entry where it is read, and where it may be said."""
+        spread = self.entries.std().clamp_min(1e-6)
+        vectors: Tensor = self.likened(self.entries / spread) + self.table
+        return vectors
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log probability of codes, each taken for the nearest that there are."""
         return self.log_chances(self.symbols_of(z))
 
     def log_chances(self, symbols: Tensor) -> Tensor:
         """(n,) log probability of sequences of entries (n, positions)."""
-        start = self.start.expand(len(symbols), -1)
-        logits = self._allowed(self.decoder(start, self.table(symbols)).float(), self.known)
+        start, vectors = self.start.expand(len(symbols), -1), self.vectors()
+        said = self.decoder(start, vectors[self.places(), symbols])
+        logits = self._logits(said, vectors, slice(None))
         return logits.log_softmax(-1).gather(-1, symbols.unsqueeze(-1)).squeeze(-1).sum(1)
 
     def forward(self, batch: Batch) -> Loss:
@@ -117,15 +131,21 @@ class Sequence(Prior):
     def sample(self, rows: int, temperature: float = 1.0) -> Tensor:
         """Codes drawn position by position; the temperature divides the logits."""
         said: list[Tensor] = []
+        vectors, places = self.vectors(), self.places()
 
         def feedback(outputs: Tensor) -> Tensor:
-            said.append(drawn(self._allowed(outputs.float(), self.known[len(said)]), temperature))
-            vectors: Tensor = self.table(said[-1])
-            return vectors
+            at = len(said)
+            logits = self._logits(outputs.unsqueeze(1), vectors, slice(at, at + 1)).squeeze(1)
+            said.append(drawn(logits, temperature))
+            read: Tensor = vectors[places[at], said[-1]]
+            return read
 
         self.decoder(self.start.expand(rows, -1), None, feedback)
         return self.codes(torch.stack(said, dim=1))
 
-    @staticmethod
-    def _allowed(logits: Tensor, known: Tensor) -> Tensor:
-        return logits.masked_fill(~known, float("-inf"))
+    def _logits(self, said: Tensor, vectors: Tensor, positions: slice) -> Tensor:
+        """(n, p, symbols) of what the network says (n, p, units) at some positions; -inf for entries unknown there."""
+        chosen = vectors[self.places()[positions]] if len(vectors) > 1 else vectors
+        alike = (said.unsqueeze(-2) @ chosen.mT).squeeze(-2) / self.units**0.5
+        logits: Tensor = (alike + self.bias[positions]).masked_fill(~self.known[positions], float("-inf"))
+        return logits
