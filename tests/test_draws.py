@@ -4,9 +4,19 @@ import math
 
 import pytest
 import torch
+from scipy.stats import t as student_t
 
 from narrows.model.categorical import Categorical, drawn
-from narrows.model.families import Bernoulli, Gaussian, Multinomial, NegativeBinomial, Poisson, SquaredError
+from narrows.model.families import (
+    Bernoulli,
+    Gaussian,
+    Huber,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    SquaredError,
+    Student,
+)
 from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.networks.recurrent import Recurrent
@@ -42,6 +52,17 @@ def test_normal_draws(temperature):
     near(rows.std(), 0.5, 0.5 / (2 * MANY) ** 0.5)
 
 
+@pytest.mark.parametrize("freedom", [None, 3.0])
+def test_draws_of_student_have_its_quantiles(freedom):
+    family = Student(1, freedom)
+    with torch.no_grad():
+        family.log_scale.fill_(math.log(0.5))
+    rows = many(family, [2.0]).flatten()
+    theirs = student_t(float(family.freedom()), 2.0, float(family.scale()))
+    for share in (0.05, 0.25, 0.5, 0.9):
+        near((rows < theirs.ppf(share)).double().mean(), share, math.sqrt(share * (1 - share) / MANY))
+
+
 def test_counts_are_drawn_as_often_as_their_probabilities_say():
     negative = NegativeBinomial(1)
     with torch.no_grad():
@@ -58,7 +79,7 @@ def test_counts_are_drawn_as_often_as_their_probabilities_say():
 
 def test_what_is_no_distribution_is_not_drawn():
     outputs = torch.randn(5, 3)
-    for family in (SquaredError("sigmoid"), Bernoulli(), Multinomial()):
+    for family in (SquaredError("sigmoid"), Huber(), Bernoulli(), Multinomial()):
         assert torch.equal(family.sample(outputs, 0.7), family.mean(outputs))
 
 
