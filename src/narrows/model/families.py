@@ -189,11 +189,6 @@ class Student(NumberFamily):
         return height.to(outputs.dtype) - scale.log() - tail
 
     def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
-        """Draws of Student's t; the temperature is a factor of their distance to the output."""
-        away = torch.distributions.StudentT(self.freedom().expand_as(outputs)).sample()
-        return outputs + temperature * self.scale() * away
-
-    def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """Draws of this density, tails and all."""
         freedom = self.freedom().to(outputs).expand_as(outputs)
         return outputs + temperature * self.scale() * torch.distributions.StudentT(freedom).sample()
