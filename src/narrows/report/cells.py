@@ -111,12 +111,8 @@ class View:
             share = heat / (heat.max() or 1.0)
             return data_uri(np.stack([share, 0.55 * share**1.5, 0.15 * share**3], axis=-1))
         source = {"original": self.rows.truth.numbers, "model": self.rows.model[0], "pca": self.rows.pca[0]}
-        pixels = source[which][row, span].double().numpy()
-        if not column.bounded:
-            whole = self.rows.truth.numbers[:, span].double()
-            low, high = float(whole.min()), float(whole.max())
-            pixels = (pixels - low) / ((high - low) or 1.0)
-        return data_uri(as_image(pixels.reshape(column.shape)))
+        whole = self.rows.truth.numbers[:, span]
+        return data_uri(pixels_of(column, source[which][row, span], whole))
 
     def value(self, column: Column, row: int, which: str = "original") -> str:
         """One value of a scalar or text column as text."""
@@ -130,13 +126,7 @@ class View:
 
     def steps(self, column: Column, row: int, which: str) -> Floats:
         """(steps, channels) one value of an array column: no steps where it is missing."""
-        values = self.restored[which][column.name].slice(row, 1)
-        if isinstance(values.type, pa.FixedShapeTensorType):
-            values = as_floats(values).reshape(*column.shape[:1], -1)
-        else:
-            values = np.array(values[0].as_py() or [], dtype=np.float64)  # None inside becomes NaN
-        steps: Floats = values.reshape(len(values), -1) if len(values) else np.zeros((0, column.grid[-1]))
-        return steps
+        return steps_of(column, self.restored[which][column.name].slice(row, 1))
 
     def full_scale(self, column: Column) -> float:
         """What a full wave is: the range of whole numbers, 1 for fractions, more where they go beyond."""
@@ -184,6 +174,31 @@ class View:
             return np.asarray(((self.rows.truth.codes != self.rows.model[1])[:, codes].numpy() & seen) * 1.0)
         gap = (self.rows.truth.numbers - self.rows.model[0])[:, span].abs().double().numpy()
         return np.asarray(np.where(seen, gap / (0.6 if column.bounded else 2.0), 0.0).clip(0.0, 1.0))
+
+
+def pixels_of(column: Column, cells: Tensor, whole: Tensor) -> Floats:
+    """(h, w) or (h, w, 3) in [0, 1]: one image, on the scale of some where its values have no bounds.
+
+    Args:
+        column: of images.
+        cells: (cells,) of the one.
+        whole: (n, cells) of some.
+    """
+    pixels = cells.double().numpy()
+    if not column.bounded:
+        low, high = float(whole.min()), float(whole.max())
+        pixels = (pixels - low) / ((high - low) or 1.0)
+    return as_image(pixels.reshape(column.shape))
+
+
+def steps_of(column: Column, one: pa.Array) -> Floats:
+    """(steps, channels) the one restored value of an array column: no steps where it is missing."""
+    if isinstance(one.type, pa.FixedShapeTensorType):
+        values = as_floats(one).reshape(*column.shape[:1], -1)
+    else:
+        values = np.array(one[0].as_py() or [], dtype=np.float64)  # None inside becomes NaN
+    steps: Floats = values.reshape(len(values), -1) if len(values) else np.zeros((0, column.grid[-1]))
+    return steps
 
 
 def texts(array: pa.Array) -> list[str]:

@@ -5,7 +5,7 @@ The sample depends on the seed and the order of the rows alone, not on how they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from narrows.tasks.features import in_blocks
 from narrows.tasks.keep import Keep
 
 BLOCK = 4_096
+NUMBERS, LARGEST = 6, 9  # of the code, and rows of each in which it is largest
+FAINT = 0.1  # of the largest spread: numbers that vary less are hardly used
 POINTS = 2_000  # codes on the map: more would hide each other
 
 
@@ -49,6 +51,21 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Activating:
+    """The rows in which a number of the code is largest.
+
+    Args:
+        number: of the code.
+        values: (n,) it takes, largest first.
+        rows: the prepared rows.
+    """
+
+    number: int
+    values: Tensor
+    rows: Batch
+
+
+@dataclass(frozen=True)
 class Gathered:
     """What the page shows.
 
@@ -58,6 +75,7 @@ class Gathered:
         scores: (n,) of the same rows.
         sample: a few of them.
         worst: the rows of the highest scores, worst first.
+        activating: for the numbers of the code that vary most, the rows in which they are largest.
     """
 
     rows: int
@@ -65,6 +83,7 @@ class Gathered:
     scores: Tensor
     sample: Seen
     worst: Seen
+    activating: list[Activating] = field(default_factory=list)
 
 
 def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: int) -> Gathered:
@@ -79,6 +98,7 @@ def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: 
     """
     points, few, bad = Keep(POINTS), Keep(shown), Keep(worst)
     draws = torch.Generator().manual_seed(0)
+    most: dict[int, Keep] = {}
     rows, costs_sum = 0, torch.zeros(0, dtype=torch.float64)
     for batch in in_blocks((batch for _, batch in model.batches(source)), model.schema, BLOCK):
         codes, costs = model.codes(batch), model.costs(batch)
@@ -87,11 +107,33 @@ def gather(model: Model, baseline: Baseline, source: Source, shown: int, worst: 
         points.offer(keys, {"code": codes, "score": scores})
         few.offer(keys, entire, batch)
         bad.offer(scores, entire, batch)
+        most = most or {number: Keep(LARGEST) for number in _varying(model, codes)}
+        for number, keep in most.items():
+            keep.offer(codes[:, number], {"value": codes[:, number]}, batch)
         rows += len(batch)
         costs_sum = costs.sum(0, dtype=torch.float64) + (costs_sum if len(costs_sum) else 0.0)
     mean = (costs_sum / rows).float()
     sample, worst_rows = (_seen(model, baseline, kept, mean) for kept in (few, bad))
-    return Gathered(rows, points.rows["code"], points.rows["score"], sample, worst_rows)
+    activating = [_activating(number, keep, points.rows["code"][:, number]) for number, keep in most.items()]
+    found = [each for each in activating if each is not None]
+    return Gathered(rows, points.rows["code"], points.rows["score"], sample, worst_rows, found)
+
+
+def _varying(model: Model, codes: Tensor) -> list[int]:
+    """The numbers of the code that vary most in the first block; none of discrete codes, and of several networks'."""
+    if model.members or model.module.latent.symbols or len(codes) < 2:
+        return []
+    spread = codes.std(0)
+    return [i for i in spread.argsort(descending=True).tolist()[:NUMBERS] if spread[i] > FAINT * spread.max()]
+
+
+def _activating(number: int, keep: Keep, usual: Tensor) -> Activating | None:
+    """What was kept for a number, as far as it is more than usual; None for a single row."""
+    values = keep.rows["value"]
+    more = values > usual.median()
+    if keep.batch is None or int(more.sum()) < 2:
+        return None
+    return Activating(number, values[more], keep.batch[more])
 
 
 def _seen(model: Model, baseline: Baseline, kept: Keep, mean: Tensor) -> Seen:

@@ -22,6 +22,7 @@ from narrows.report.cards import card_lists
 from narrows.report.cells import View
 from narrows.report.comparison import column_errors, introduction, notes
 from narrows.report.gather import gather
+from narrows.report.looks import looks
 from narrows.report.sections import about, code_map, diagnosis, training_curves
 from narrows.report.worst import bad_rows, in_gallery
 from narrows.tasks.baseline import Baseline
@@ -66,6 +67,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         shown=view.shown(),
         cards=card_lists(view),
         codes=code_map(gathered),
+        looks=looks(model, gathered),
         bad=bad,
         gallery=in_gallery(bad),
         median=figure(float(gathered.scores.median())),

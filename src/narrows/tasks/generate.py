@@ -102,9 +102,19 @@ class Generation:
         for start in range(0, rows, self.model.block_rows):
             yield self._block(start)[: rows - start]
 
-    @torch.inference_mode()
     def _block(self, start: int) -> pa.RecordBatch:
-        """A whole block of rows from a place on: draws of few rows must not differ from those of many."""
+        numbers, levels = self.cells(start)
+        if self.given is None:
+            return self.model.preparer.restore(numbers, levels)
+        self.given.put_into(numbers, levels)
+        return self.given.put_into_rows(self.model.preparer.restore(numbers, levels))
+
+    @torch.inference_mode()
+    def cells(self, start: int) -> tuple[Tensor, Tensor]:
+        """Numbers (B, N) and codes (B, M) of a whole block of rows from a place on, before what is given is put in.
+
+        Whole, since draws of few rows must not differ from those of many.
+        """
         device = self.model.module.device
         with kept(device):
             seed_step(self.seed, start, device)
@@ -113,10 +123,7 @@ class Generation:
             if self.draws:
                 _draw_bags(self.model, numbers)
         _keep_in_range(self.model, numbers)
-        if self.given is None:
-            return self.model.preparer.restore(numbers, levels)
-        self.given.put_into(numbers, levels)
-        return self.given.put_into_rows(self.model.preparer.restore(numbers, levels))
+        return numbers, levels
 
     def _codes_at(self, start: int) -> Tensor:
         rows = self.model.block_rows
