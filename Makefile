@@ -35,7 +35,7 @@ check: $(INSTALLED) ## lint, format and types
 	$(BIN)/mypy
 
 test: check ## check, then the tests (under 10 minutes on 2 cores)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 proofs: $(INSTALLED) ## the long proofs: 10,000 damaged model files, 10,000 damaged input files
 	$(BIN)/pytest -m slow --override-ini addopts="-q --strict-markers --strict-config"
