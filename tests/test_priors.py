@@ -1,6 +1,7 @@
 """Code priors: densities that integrate to one, draws that follow them, inverses, and choices by codes held out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from narrows.model.latents import Deterministic, Gaussian
 from narrows.model.mixture import Mixture
 from narrows.model.priors import Own
 from narrows.model.sequence import Sequence
+from narrows.schema import Batch
 from narrows.tasks.prior import codes_of, keep_prior, learn_prior, prior_of
 from narrows.tasks.priorfits import Codes, fit_mixture, fit_prior, mean_log_prob
 from small_models import small_model
@@ -260,8 +262,8 @@ def test_the_same_codes_and_seed_give_the_same_prior():
 
 @pytest.mark.parametrize(
     "z",
-    [torch.zeros(40, 3), torch.randn(40, 3).relu(), torch.ones(2, 1), torch.randn(30, 50)],
-    ids=["all alike", "half zeros", "two rows", "wider than many"],
+    [torch.zeros(40, 3), torch.randn(40, 3).relu(), torch.ones(2, 1), torch.ones(1, 3), torch.randn(30, 50)],
+    ids=["all alike", "half zeros", "two rows", "one row", "wider than many"],
 )
 def test_awkward_codes_have_a_prior_too(z):
     prior = fit_prior(Codes(z)).prior
@@ -312,11 +314,19 @@ def test_codes_are_drawn_from_their_posterior():
     assert drawn.var(0).sum() > best.var(0).sum() + 0.1
 
 
+def test_rows_of_no_weight_have_no_say():
+    model = small_model(DATA, steps=30, baseline=False)
+    batch = Batch.concat([batch for _, batch in model.batches(DATA)])
+    weight = (torch.arange(300) < 40).float()
+    codes = codes_of(model, iter([replace(batch, weight=weight)])).z
+    assert len(codes) == 300 and set(map(tuple, codes.tolist())) <= set(map(tuple, model.encode(DATA[:40]).tolist()))
+
+
 def test_what_is_no_prior_is_refused():
     model = small_model(DATA, steps=5, baseline=False)
     with pytest.raises(SettingError, match=r"a plain model without a code prior.*--learn"):
         prior_of(model)
-    with pytest.raises(SettingError, match="0 rows"):
+    with pytest.raises(SettingError, match="no rows"):
         learn_prior(model, iter([]))
     keep_prior(model, DATA)
     good = model.parts["prior"]

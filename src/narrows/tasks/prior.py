@@ -78,11 +78,11 @@ def learn_prior(model: Model, batches: Iterator[Batch], kind: str = "auto", seed
         seed: of every draw.
 
     Raises:
-        SettingError: for a kind that does not suit the codes, or fewer than two rows.
+        SettingError: for a kind that does not suit the codes, or no rows.
     """
     codes = codes_of(model, batches, seed)
-    if len(codes.z) < 2:
-        raise SettingError(f"a code prior of {len(codes.z)} rows", "at least 2")
+    if not len(codes.z):
+        raise SettingError("a code prior of no rows", "at least one")
     fitted = fit_prior(codes, kind, seed)
     name = next(name for name, sort in KINDS.items() if isinstance(fitted.prior, sort))
     facts = {"kind": name, "settings": fitted.prior.settings, "rows": len(codes.z), "held_out": fitted.held_out}
@@ -91,16 +91,21 @@ def learn_prior(model: Model, batches: Iterator[Batch], kind: str = "auto", seed
 
 @torch.no_grad()
 def codes_of(model: Model, batches: Iterator[Batch], seed: int = 0) -> Codes:
-    """An even sample of the codes of rows, each drawn from its posterior where it has one."""
+    """An even sample of the codes of rows, each drawn from its posterior where it has one.
+
+    Rows of unequal weights are drawn anew, as often as their weights say.
+    """
     latent, keep = model.module.latent, Keep(SAMPLE)
-    keys, count, width = generator(seed, 0), 0, model.code_size
+    keys, width = generator(seed, 0), model.code_size
     with kept(model.module.device):
         for number, batch in enumerate(batches):
             seed_step(seed, number, model.module.device)
             coded = model.blocks(batch, lambda part: _coded(model, part))
-            keep.offer(torch.rand(len(coded), generator=keys, dtype=torch.float64), {"coded": coded})
-            count += len(coded)
+            offered = {"coded": coded, "weight": batch.weights().cpu()}
+            keep.offer(torch.rand(len(coded), generator=keys, dtype=torch.float64), offered)
     coded = keep.rows.get("coded", torch.zeros(0, width, dtype=torch.float64))
+    if len(coded) and not (keep.rows["weight"] == keep.rows["weight"][0]).all():
+        coded = coded[torch.multinomial(keep.rows["weight"], len(coded), replacement=True, generator=keys)]
     z, symbols = coded[:, :width].float(), coded[:, width:].long()
     return Codes(z, symbols, latent.symbols) if latent.symbols else Codes(z)
 

@@ -76,6 +76,8 @@ def fit_prior(codes: Codes, kind: str = "auto", seed: int = 0) -> Fitted:
         raise SettingError(f"prior {kind!r}", f"one of {', '.join(get_args(Kind))}")
     if kind == "sequence" and codes.symbols is None:
         raise SettingError("a sequence as the prior of codes that are not discrete", "mixture, flow or auto")
+    if len(codes.z) == 1:  # has no spread of its own, but that of the blur
+        codes = Codes(codes.z.repeat(2, 1), None if codes.symbols is None else codes.symbols.repeat(2, 1), codes.count)
     with kept(torch.device("cpu")):
         torch.manual_seed(seed)
         order = torch.randperm(len(codes.z), generator=generator(seed, 0))
