@@ -102,6 +102,7 @@ class Generation:
         for start in range(0, rows, self.model.block_rows):
             yield self._block(start)[: rows - start]
 
+    @torch.inference_mode()
     def _block(self, start: int) -> pa.RecordBatch:
         numbers, levels = self.cells(start)
         if self.given is None:
