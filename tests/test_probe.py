@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, jaccard_score, r2_score
+from sklearn.neural_network import MLPClassifier
 
 from command import narrows
 from narrows import DataError, Model, ModelFileError, Plan, SettingError, load, probe
@@ -28,7 +30,7 @@ from narrows.tasks.finetune import Labelled, Tuned
 from narrows.tasks.labelled import Target, part, target_of
 from narrows.tasks.pixels import PATCH, patches, pixel_codes, trunk_of
 from narrows.tasks.probe import Probe
-from narrows.tasks.readout import ALPHAS, USUAL, Scaling, classifier, regressor
+from narrows.tasks.readout import ALPHAS, USUAL, Scaling, classifier, layered, regressor
 from narrows.tasks.segments import pixel_figures
 from small_models import small_model
 
@@ -117,6 +119,20 @@ def test_classes_that_were_never_met_are_never_answered() -> None:
     readout = classifier(values, np.where(values[:, 0] > 0, 3, 1), 5, Scaling.of(values), 0)
     assert set(readout.classes(10 * values)) == {1, 3}
     assert (readout.classes(values) == np.where(values[:, 0] > 0, 3, 1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_hidden_layer_bends_what_a_line_cannot_and_answers_as_scikit_learn(count) -> None:
+    values = np.random.default_rng(0).normal(size=(3000, 2)).astype(np.float32)
+    rings = np.digitize(np.square(values).sum(1), [1.0, 3.0][: count - 1])
+    scaling = Scaling.of(values)
+    assert (classifier(values, rings, count, scaling, 0).classes(values) == rings).mean() < 0.65
+    readout = layered(values, rings, count, scaling, 0)
+    assert (readout.classes(values) == rings).mean() > 0.95
+    peer = MLPClassifier((64,), alpha=1e-3, learning_rate_init=2e-3, batch_size=256, max_iter=20, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        peer.fit(scaling(values), rings)
+    assert (readout.classes(values) == peer.predict(scaling(values))).all()
 
 
 # rows

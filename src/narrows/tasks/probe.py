@@ -4,8 +4,8 @@
                                      raw rows, PCA of equal size -> the same readout
 
 Reading is linear (see `readout`), by default with the encoder frozen; `tune` trains both. A target that is an image of
-classes is read pixel by pixel (see `pixels`). The autoencoder may have been trained on the held-out rows too: it never
-saw their targets, and that is how few labels among many rows are used.
+classes is read pixel by pixel (see `pixels`), by one hidden layer. The autoencoder may have been trained on the rows
+held out too: it never saw their targets, and that is how few labels among many rows are used.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class Probe:
         facts = {name: getattr(self, name) for name in names} | {"classes": list(self.classes)}
         arrays = {"mean": self.readout.scaling.mean, "spread": self.readout.scaling.spread}
         arrays |= {"weight": self.readout.weight, "bias": self.readout.bias}
+        if self.readout.hidden is not None:
+            arrays["hidden"], arrays["inside"] = self.readout.hidden
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return Part(facts, tensors | {f"tuned.{name}": tensor for name, tensor in self.tuned.items()})
 
@@ -121,12 +123,9 @@ class Probe:
             raise SettingError(f"a model without the part {name}", "one", "model.parts['probe'] = probe(...).part()")
         facts, tensors = dict(model.parts[name].facts), model.parts[name].tensors
         try:
-            mean, spread, weight, bias = (tensors[key].numpy() for key in ("mean", "spread", "weight", "bias"))
-            if not (mean.shape == spread.shape == weight.shape[:1] and weight.shape[1:] == bias.shape):
-                raise ValueError(f"weights of shape {weight.shape} for {mean.shape} numbers")
+            reader = _reader({key: tensor.numpy() for key, tensor in tensors.items() if "." not in key})
             tuned = {key[6:]: tensor for key, tensor in tensors.items() if key.startswith("tuned.")}
             classes = tuple(facts.pop("classes"))
-            reader = Readout(Scaling(mean, spread), weight, bias)
             owner = with_weights(model, tuned) if tuned else model
             return cls(model=owner, classes=classes, readout=reader, tuned=tuned, **facts)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -153,6 +152,17 @@ class Probe:
             shown = [figure(figures[measure], "rmse" if measure == "r2" else "wrong") for measure in measures]
             table.add_row(WORDS[reader], *shown)
         return table
+
+
+def _reader(arrays: dict[str, Floats]) -> Readout:
+    """The readout of these arrays; ValueError for shapes that do not fit each other."""
+    scaling, weight, bias = Scaling(arrays["mean"], arrays["spread"]), arrays["weight"], arrays["bias"]
+    hidden = (arrays["hidden"], arrays["inside"]) if "hidden" in arrays else None
+    first = weight if hidden is None else hidden[0]
+    fits = hidden is None or hidden[0].shape[1:] == hidden[1].shape == weight.shape[:1]
+    if not (fits and scaling.mean.shape == scaling.spread.shape == first.shape[:1] and weight.shape[1:] == bias.shape):
+        raise ValueError(f"weights of shape {weight.shape} for {scaling.mean.shape} numbers")
+    return Readout(scaling, weight, bias, hidden)
 
 
 def probe(

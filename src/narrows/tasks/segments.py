@@ -1,4 +1,4 @@
-"""A class for each pixel, read from the pixel's code: a sample of the labelled images' pixels, and a linear readout.
+"""A class for each pixel, read from the pixel's code: a sample of the labelled images' pixels, and a small reader.
 
 What this file does not know: where the masks came from.
 """
@@ -17,7 +17,7 @@ from narrows.fitted import Model
 from narrows.schema import Batch
 from narrows.tasks.labelled import Parted, Target
 from narrows.tasks.pixels import patches, pixel_codes, size_of
-from narrows.tasks.readout import Floats, Readout, Scaling, classifier
+from narrows.tasks.readout import Floats, Readout, Scaling, layered
 
 PIXELS = 20_000  # that a readout is learnt from: more of the same images hardly add to it
 BYTES = 2**27  # of pixel codes at once
@@ -80,7 +80,7 @@ def _learnt(model: Model, reader: Reader, batch: Batch, told: Target, parted: Pa
     known, met = np.concatenate(values), np.concatenate(classes)
     if len(np.unique(met)) < 2:
         raise DataError("labelled images whose pixels are of one class", "two classes at least", "more labels")
-    return classifier(known, met, len(told.classes), Scaling.of(known), seed)
+    return layered(known, met, len(told.classes), Scaling.of(known), seed)
 
 
 def _classes(model: Model, readout: Readout, reader: Reader, batch: Batch) -> npt.NDArray[np.int64]:
