@@ -39,7 +39,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Args:
         latent: numbers in a row's code; None takes half of the cells, at most 16.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. None chooses by the width of the data.
-        recipe: `plain`, `linear`, `denoising`, `vae`, with arguments as in `vae:beta=4`.
+        recipe: a name of `narrows.model.recipes.RECIPES`, with arguments as in `vae:beta=4`.
         network: `dense`, `conv`, `recurrent`, `transformer`, the settings of one of them (`Conv(channels=(16, 32))`)
             or a `Network` of all; None chooses by the data. Or the user's own `(encoder, decoder)` modules (see
             `narrows.model.building.build`). `hidden` comes before its own.

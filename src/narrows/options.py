@@ -19,11 +19,12 @@ class Choices:
     """What to train."""
 
     recipe: str | None = None
-    """plain, linear, denoising or vae, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`; by
-    default plain, or what `--for` would choose."""
+    """plain, linear, denoising, masked, sparse, topk, contractive, vae, iwae, hierarchical, tcvae, vq, fsq, wae, aae or
+    vaegan, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`; by default plain, or what `--for`
+    would choose."""
 
     job: Annotated[str | None, Parameter(name="--for")] = None
-    """What the model is for, generate: chooses a recipe where none is given, and learns what the job needs beside."""
+    """What the model is for, generate or denoise: chooses a recipe where none is given, and learns what the job needs beside."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""
