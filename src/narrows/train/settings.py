@@ -143,7 +143,7 @@ class Watch:
         verbose: 0 silent, 1 a progress bar where there is a terminal, 2 a line an epoch.
         callbacks: each is called with the record of every epoch; training stops when one returns True.
         cells: names of the cells, for saying which column broke.
-        snapshots: taken of the module between epochs; None for none.
+        snapshots: taken of the module between epochs; None for none. `fit` puts in its own.
     """
 
     folder: Path | None = None
