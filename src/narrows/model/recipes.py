@@ -105,7 +105,7 @@ def vae(
     Args:
         beta: weight of the KL term; above 1 for more independent codes, below 1 for sharper reconstructions.
         likelihood: of the number cells.
-        augment: of images, in training: `shift`, `shift(3)`, `flip` or `binarize`, joined by `+`.
+        augment: see `plain`.
         free_bits: nats that each number of the code may hold at no cost, against codes that hold nothing.
         warm_up: share of each cycle in which beta rises from 0.
         cycles: times that it rises.
@@ -124,7 +124,7 @@ def iwae(samples: int = 5, likelihood: Words = "auto", augment: str = "") -> Slo
     Args:
         samples: codes drawn for each row; more bring the bound nearer to the likelihood, and cost as many decodings.
         likelihood: of the number cells.
-        augment: of images, in training: `shift`, `shift(3)`, `flip` or `binarize`, joined by `+`.
+        augment: see `plain`.
 
     Raises:
         SettingError: for less than one sample.
@@ -137,6 +137,7 @@ def hierarchical(
     depth: int = 2,
     beta: float = 1.0,
     likelihood: Words = "auto",
+    augment: str = "",
     free_bits: float = 0.0,
     warm_up: float = 0.2,
     cycles: int = 1,
@@ -147,6 +148,7 @@ def hierarchical(
         depth: levels, two or more.
         beta: weight of each level's KL term (`kl1` is the bottom level's).
         likelihood: of the number cells.
+        augment: see `plain`.
         free_bits: nats that each number of the code may hold at no cost.
         warm_up: share of each cycle in which beta rises from 0; without it upper levels are easily left unused.
         cycles: times that it rises.
@@ -156,7 +158,8 @@ def hierarchical(
     """
     terms = tuple(f"kl{level + 1}" for level in range(min(depth, DEEPEST)))
     objective = _variational("hierarchical", terms, beta, free_bits, warm_up, cycles)
-    return Slots(partial(Hierarchical, depth=depth, free=free_bits), likelihood, objective=objective)
+    latent = partial(Hierarchical, depth=depth, free=free_bits)
+    return Slots(latent, likelihood, augmentations=augmentations(augment), objective=objective)
 
 
 def _variational(
