@@ -100,8 +100,8 @@ class AutoencoderModule(nn.Module):
 
     def __init__(
         self,
-        augment: nn.Module,
-        corrupt: nn.Module,
+        augment: nn.Sequential,
+        corrupt: nn.Sequential,
         embed: Embed | GridEmbed | CellEmbed,
         encoder: nn.Module,
         latent: Latent,

@@ -75,7 +75,7 @@ class _Tally:
         self.rows = self.seen = 0
         self.totals = dict.fromkeys(GUESSES, 0.0)
         self.losses: dict[str, float] = {}
-        self.held = Beside(model, drawn=bool(terms(model)))
+        self.held = Beside(model, codes=bool(terms(model)))
         self.columns = {c.name: sums_of(model, c, baseline) for c in model.schema if c.cells}
 
     def add(self, rows: Batch) -> None:

@@ -53,16 +53,16 @@ class HeldOut:
 
 
 class Beside:
-    """Sums the loss of evaluated rows as validation takes it: with one draw of each code, where codes are drawn.
+    """Sums the loss of evaluated rows as validation takes it: with one draw of each code, and of what rows go through.
 
     Args:
         model: a fitted model.
-        drawn: whether its codes are drawn.
+        codes: whether its codes are drawn.
     """
 
-    def __init__(self, model: Model, drawn: bool) -> None:
+    def __init__(self, model: Model, codes: bool) -> None:
         self.model, self.validation = model, validation_loss(model)
-        self.drawn = drawn
+        self.drawn = codes or len(model.module.augment) + len(model.module.corrupt) > 0
         self.complete = model.schema.cells_where(holes=False)
         self.sum = self.squares = 0.0
         self.comparable = True
