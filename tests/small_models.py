@@ -60,3 +60,28 @@ def _trained(module: AutoencoderModule, everything: Batch, steps: int) -> list[d
         records.append({"epoch": step + 1, "loss": loss.item(), "val_loss": loss.item() * 1.1, "lr": 0.01})
     torch.set_num_threads(threads)
     return records
+
+
+def as_linear_gaussian(
+    module: AutoencoderModule, aim: float = 1.0, wide: float = 1.0
+) -> torch.distributions.MultivariateNormal:
+    """Make a module p(z) = N(0, 1), p(x|z) = N(wz + b, s^2 I), whose evidence is known in closed form.
+
+    Args:
+        module: of the recipe `vae:likelihood=gaussian` or `iwae`, one linear layer each way, a code of one number.
+        aim: times the true posterior's slope.
+        wide: times its standard deviation.
+
+    Returns:
+        The distribution of rows.
+    """
+    noise = module.likelihood.families[0].scale().detach()
+    w, b = torch.randn(len(noise), 1).to(noise), torch.randn(len(noise)).to(noise)
+    variance = 1 / (1 + (w.squeeze() ** 2 / noise**2).sum())
+    projection = variance * w.T / noise**2
+    with torch.no_grad():
+        module.decoder[0].weight.copy_(w)
+        module.decoder[0].bias.copy_(b)
+        module.encoder[0].weight.copy_(torch.cat([aim * projection, torch.zeros_like(projection)]))
+        module.encoder[0].bias.copy_(torch.cat([-projection @ b, (variance * wide**2).log().reshape(1)]))
+    return torch.distributions.MultivariateNormal(b, w @ w.T + torch.diag(noise**2))

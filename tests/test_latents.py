@@ -26,6 +26,7 @@ from narrows.schema import Batch, Column, Schema
 from narrows.train.loop import train
 from narrows.train.resident import Resident
 from narrows.train.settings import Training, Watch
+from small_models import as_linear_gaussian
 from small_run import FailingAt, rows_of_rank, small_module
 
 NUMBERS = Schema((Column("x", "number", "float", (4,), width=4),))
@@ -76,17 +77,9 @@ def linear_gaussian(recipe):
     """p(z) = N(0, 1), p(x|z) = N(wz + b, s^2 I) with a posterior that is off; the module, rows and their log p(x)."""
     module = made(f"{recipe}:likelihood=gaussian").double().train()
     torch.manual_seed(1)
-    w, b = torch.randn(4, 1).double(), torch.randn(4).double()
-    noise = module.likelihood.families[0].scale().detach()
-    variance = 1 / (1 + (w.squeeze() ** 2 / noise**2).sum())
-    projection = variance * w.T / noise**2
-    with torch.no_grad():
-        module.decoder[0].weight.copy_(w)
-        module.decoder[0].bias.copy_(b)
-        module.encoder[0].weight.copy_(torch.cat([0.7 * projection, torch.zeros(1, 4)]))
-        module.encoder[0].bias.copy_(torch.cat([-projection @ b, (2 * variance).log().reshape(1)]))
+    normal = as_linear_gaussian(module, aim=0.7, wide=2**0.5)
     rows = 0.5 * torch.randn(5, 4)
-    evidence = torch.distributions.MultivariateNormal(b, w @ w.T + torch.diag(noise**2)).log_prob(rows.double())
+    evidence = normal.log_prob(rows.double())
     return module.float(), Batch(rows, torch.zeros(5, 0, dtype=torch.long)), evidence.float()
 
 

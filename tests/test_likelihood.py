@@ -11,7 +11,7 @@ from command import narrows
 from narrows.errors import DataError, SettingError
 from narrows.fitting import Plan, fit
 from narrows.tasks.likelihood import log_likelihood
-from small_models import small_model
+from small_models import as_linear_gaussian, small_model
 
 RNG = np.random.default_rng(0)
 ROWS = (RNG.normal(size=(400, 2)) @ RNG.normal(size=(2, 4)) + 0.5 * RNG.normal(size=(400, 4))).astype(np.float32)
@@ -20,18 +20,8 @@ ROWS = (RNG.normal(size=(400, 2)) @ RNG.normal(size=(2, 4)) + 0.5 * RNG.normal(s
 def linear_gaussian(wide: float = 1.0):
     """A model that is p(z) = N(0, 1), p(x|z) = N(wz + b, s^2), its posterior `wide` times as wide as the true one."""
     model = small_model(ROWS, "vae:likelihood=gaussian", latent=1, steps=1, hidden=())
-    module = model.module
     torch.manual_seed(0)
-    w, b = torch.randn(4, 1), torch.randn(4)
-    noise = module.likelihood.families[0].scale().detach()
-    variance = 1 / (1 + (w.squeeze() ** 2 / noise**2).sum())
-    projection = variance * w.T / noise**2
-    with torch.no_grad():
-        module.decoder[0].weight.copy_(w)
-        module.decoder[0].bias.copy_(b)
-        module.encoder[0].weight.copy_(torch.cat([projection, torch.zeros(1, 4)]))
-        module.encoder[0].bias.copy_(torch.cat([-projection @ b, (variance * wide**2).log().reshape(1)]))
-    normal = torch.distributions.MultivariateNormal(b, w @ w.T + torch.diag(noise**2))
+    normal = as_linear_gaussian(model.module, wide=wide)
     prepared = next(batch for _, batch in model.batches(ROWS))
     return model, -normal.log_prob(prepared.numbers).double()
 

@@ -21,6 +21,7 @@ from narrows.networks.dense import ACTIVATIONS, Dense
 from narrows.networks.recurrent import Recurrent
 from narrows.networks.transformer import Transformer
 from narrows.schema import Batch, Column, Schema, Sparse
+from small_models import as_linear_gaussian
 
 MIXED = Schema(
     (
@@ -186,20 +187,11 @@ def test_elbo_is_the_closed_form_on_a_linear_gaussian_model():
     """p(z) = N(0, I), p(x|z) = N(Wz + b, s^2 I): at the exact posterior of one code the ELBO is log p(x)."""
     torch.manual_seed(0)
     module = made("vae:likelihood=gaussian", NUMBERS, latent=1, hidden=())
-    w, b = torch.randn(4, 1), torch.randn(4)
-    noise = module.likelihood.families[0].scale().detach()
-    variance = 1 / (1 + (w.squeeze() ** 2 / noise**2).sum())
-    projection = variance * w.T / noise**2
-    with torch.no_grad():
-        module.decoder[0].weight.copy_(w)
-        module.decoder[0].bias.copy_(b)
-        module.encoder[0].weight.copy_(torch.cat([projection, torch.zeros(1, 4)]))
-        module.encoder[0].bias.copy_(torch.cat([-projection @ b, variance.log().reshape(1)]))
+    normal = as_linear_gaussian(module)
     batch = rows_of(NUMBERS)
     often = batch[torch.arange(7).repeat(100_000)]  # every row with many draws of its code
     elbo = -module(often).per_row().view(-1, 7).mean(0)
-    covariance = w @ w.T + torch.diag(noise**2)
-    evidence = torch.distributions.MultivariateNormal(b, covariance).log_prob(batch.numbers)
+    evidence = normal.log_prob(batch.numbers)
     torch.testing.assert_close(elbo, evidence, atol=2e-2, rtol=0)
     torch.testing.assert_close(-module(often).total(), evidence.mean(), atol=2e-2, rtol=0)
 
