@@ -6,6 +6,7 @@ To add one, write a function here and list it in `RECIPES`; how it is asked for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Literal
@@ -284,7 +285,14 @@ def wae(weight: float = 10.0, kernel: Kernel = "imq", likelihood: Words = "mse")
     return Slots(_normal, likelihood, objective=objective, penalties=(lambda _: Discrepancy(kernel),))
 
 
-def tcvae(beta: float = 4.0, likelihood: Words = "auto") -> Slots:
+def tcvae(
+    beta: float = 4.0,
+    likelihood: Words = "auto",
+    augment: str = "",
+    free_bits: float = 0.0,
+    warm_up: float = 0.0,
+    cycles: int = 1,
+) -> Slots:
     """A variational autoencoder whose code's numbers are to be independent (Chen et al. 2018, beta-TCVAE).
 
     Where `vae:beta=4` asks for independence by weighing the whole KL, this weighs the part of it that measures it.
@@ -292,14 +300,20 @@ def tcvae(beta: float = 4.0, likelihood: Words = "auto") -> Slots:
     Args:
         beta: weight of the total correlation; 1 is a plain variational autoencoder.
         likelihood: of the number cells.
+        augment: see `plain`.
+        free_bits: nats that each number of the code may hold at no cost, against codes that hold nothing.
+        warm_up: share of each cycle in which the weights of the KL and of the total correlation rise from 0.
+        cycles: times that they rise.
 
     Raises:
-        SettingError: for a beta below 1.
+        SettingError: for a beta below 1, other values out of range, or cycles in which nothing rises.
     """
     if not 1 <= beta < inf:
         raise SettingError(f"tcvae:beta={beta}", "1 or more", "the recipe `vae`")
-    objective = Objective({TotalCorrelation.name: beta - 1})
-    return Slots(Gaussian, likelihood, objective=objective, penalties=(TotalCorrelation,))
+    objective = _variational("tcvae", ("kl",), 1.0, free_bits, warm_up, cycles)
+    objective = replace(objective, weights={**objective.weights, TotalCorrelation.name: beta - 1})
+    latent, changes = partial(Gaussian, free=free_bits), augmentations(augment)
+    return Slots(latent, likelihood, augmentations=changes, objective=objective, penalties=(TotalCorrelation,))
 
 
 def aae(weight: float = 1.0, likelihood: Words = "mse") -> Slots:
