@@ -301,3 +301,9 @@ def test_keep_holds_the_largest_keys(keys, size, cut):
         kept.offer(part, {"key": part, "index": torch.arange(start, start + len(part))})
     assert kept.rows["key"].tolist() == sorted(keys, reverse=True)[:size]
     assert [keys[i] for i in kept.rows["index"]] == kept.rows["key"].tolist()
+
+
+def test_a_code_of_which_few_numbers_are_used_is_held_against_as_many_components():
+    rows = np.random.default_rng(0).normal(size=(200, 8))
+    assert evaluate(small_model(rows, "topk:k=3", latent=6, steps=1), rows).components == 3
+    assert evaluate(small_model(rows, "plain", latent=6, steps=1), rows).components == 6

@@ -68,6 +68,11 @@ class Latent(nn.Module, ABC):
     def features(self) -> int:
         """Features the encoder must deliver."""
 
+    @property
+    def in_use(self) -> int:
+        """Numbers of the code that one row may use: what it is to be compared with PCA by."""
+        return self.size
+
     @abstractmethod
     def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code of ([E,] B, `features`).

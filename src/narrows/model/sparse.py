@@ -174,6 +174,11 @@ class TopK(Reviving):
             raise SettingError(f"k={k} for a code of {size} numbers", f"from 1 to {size}", "a wider code (--latent)")
         self.k = k
 
+    @property
+    def in_use(self) -> int:
+        """k."""
+        return self.k
+
     def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code: exactly k features, of which negative ones become 0."""
         features = features.float() + START

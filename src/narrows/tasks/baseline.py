@@ -126,7 +126,9 @@ def baseline_of(model: Model, batch: Batch) -> Baseline:
 
 
 def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
-    """The part `baseline`: PCA of `model.code_size` components, fewer where rows or features are; and unigrams.
+    """The part `baseline`: PCA, and unigrams.
+
+    PCA has as many components as a row uses numbers of the code, fewer where rows or features are.
 
     Args:
         model: for its schema and the size of its code.
@@ -135,7 +137,8 @@ def learn_baseline(model: Model, batches: Iterator[Batch]) -> Part:
     schema = model.schema
     unigram = Unigram(schema)
     fit = fit_exactly if features_of(schema) <= EXACT else fit_sample
-    rows, mean, components = fit(schema, model.code_size, _counted(batches, schema, unigram))
+    size = model.module.latent.in_use * (model.members or 1)
+    rows, mean, components = fit(schema, size, _counted(batches, schema, unigram))
     facts = {"components": len(components), "rows": rows}
     tensors = {"mean": mean.float(), "components": components.float().contiguous()}
     # models of format 1 know neither texts nor bags, and have no unigram
