@@ -44,6 +44,9 @@ bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/
 	$(BIN)/python benchmarks/seeds.py --data $(DATA)
 	$(BIN)/python benchmarks/kinds.py --data $(DATA)
 	$(BIN)/python benchmarks/streaming.py --data $(OUT)/streaming
+	$(BIN)/python benchmarks/likelihood.py vae iwae --data $(DATA)
+	$(BIN)/python benchmarks/denoising.py --data $(DATA) --no-peers
+	$(BIN)/python benchmarks/probes.py --data $(DATA)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) digits.narrows digits.run report.html
