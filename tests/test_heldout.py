@@ -38,7 +38,7 @@ def by_heart() -> Model:
     return fit(rows(120, 0), plan, learn={"baseline": learn_baseline})
 
 
-@pytest.mark.parametrize("recipe", ["plain", "linear", "denoising", "vae", "vae:beta=4"])
+@pytest.mark.parametrize("recipe", ["plain", "linear", "denoising", "vae", "vae:beta=4", "wae", "tcvae"])
 @pytest.mark.parametrize("members", [None, 3])
 def test_the_loss_of_validation_rows_is_that_of_training(recipe, members):
     held = rows(200, 1, 4).assign(word=np.random.default_rng(0).choice(["a", "b"], 200))

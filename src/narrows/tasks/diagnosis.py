@@ -20,7 +20,6 @@ from narrows.findings import Finding
 from narrows.fitted import Model, Part
 from narrows.fitting import Learner, Plan
 from narrows.fitting import fit as fit_model
-from narrows.model.autoencoder import Loss
 from narrows.model.building import build
 from narrows.model.latents import Code, Posterior
 from narrows.schema import Batch
@@ -29,6 +28,7 @@ from narrows.tasks.baseline import baseline_of, learn_baseline
 from narrows.tasks.evaluate import squared_error
 from narrows.tasks.features import features_of
 from narrows.tasks.figures import figure
+from narrows.tasks.heldout import as_validated
 from narrows.tasks.history import validation_loss, whole
 from narrows.tasks.inside import dead_entries, dead_numbers, dead_units, posterior_collapse, vanishing_gradients
 from narrows.train.randomness import VALIDATION, generator, kept, seed_step
@@ -165,22 +165,16 @@ def over_fitting(model: Model, fresh: Model | None, batch: Batch) -> Finding | N
 
 
 def _losses(model: Model, batch: Batch) -> Tensor:
-    """(B,) the loss of rows as validation takes it, with a draw of each code; that of a member where there are many."""
+    """(B,) the loss of rows as validation takes it, in batches as large as those of training."""
     settings = model.facts.get("settings")
     size = settings.get("batch_size", BLOCK) if isinstance(settings, dict) else BLOCK
-    losses = []
     with torch.inference_mode():
-        for start in range(0, len(batch), size):
-            part = replace(batch[start : start + size], weight=None).to(model.module.device)
-            loss: Loss = model.module(part)
-            rows = loss.per_row()
-            whole_batch = loss.total() / (model.members or 1) - rows.mean()  # what speaks of the batch alone
-            losses.append((rows.mean(0) if model.members else rows) + whole_batch)
+        losses = [as_validated(model, batch[start : start + size]) for start in range(0, len(batch), size)]
     return torch.cat(losses).double().cpu()
 
 
 def no_better_than_pca(model: Model, batch: Batch) -> Finding | None:
-    """Squared error a row beside that of PCA with a component for each number of the code.
+    """Squared error a row beside that of PCA with a component for each number of the code that a row may use.
 
     Rows told by texts alone have none; nor do codes as wide as the rows, of which PCA loses nothing.
     """

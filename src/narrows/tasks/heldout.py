@@ -62,7 +62,9 @@ class Beside:
 
     def __init__(self, model: Model, codes: bool) -> None:
         self.model, self.validation = model, validation_loss(model)
-        self.drawn = codes or len(model.module.augment) + len(model.module.corrupt) > 0
+        module = model.module
+        changed = len(module.augment) + len(module.corrupt) + len(module.penalties)
+        self.drawn = codes or changed > 0
         self.complete = model.schema.cells_where(holes=False)
         self.sum = self.squares = 0.0
         self.comparable = True
@@ -81,9 +83,7 @@ class Beside:
         device = self.model.module.device
         with torch.inference_mode(), kept(device):
             seed_step(0, VALIDATION, device)
-            loss: Loss = self.model.module(replace(batch, weight=None).to(device))
-            losses = loss.per_row().cpu()
-        return losses.mean(0) if self.model.members else losses
+            return as_validated(self.model, batch).cpu()
 
     def result(self, rows: int) -> HeldOut | None:
         """Both losses, where the model tells that of validation."""
@@ -95,3 +95,14 @@ class Beside:
         variance = max(self.squares / rows - mean * mean, 0.0) * rows / (rows - 1)
         others = whole(self.model, "validation_rows") or rows
         return HeldOut(self.validation, mean, sqrt(variance * (1 / rows + 1 / others)))
+
+
+def as_validated(model: Model, batch: Batch) -> Tensor:
+    """(B,) the loss of rows as validation takes it, on the model's device; that of a member where there are many.
+
+    With a draw of each code and corruption, and to each row what is asked of the batch as a whole.
+    """
+    loss: Loss = model.module(replace(batch, weight=None).to(model.module.device))
+    rows = loss.per_row()
+    together = loss.total() / (model.members or 1) - rows.mean()
+    return (rows.mean(0) if model.members else rows) + together
