@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from numbers import Integral, Real
@@ -23,8 +23,8 @@ from narrows.model.building import assemble
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
-from narrows.rows import Rows, wishes
-from narrows.schema import Batch, Schema, Stream, one_row
+from narrows.rows import Core, Prepared, Rows, wishes
+from narrows.schema import Schema, Stream, one_row
 from narrows.sources.source import open_source
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
@@ -37,7 +37,7 @@ from narrows.train.stops import History
 
 SNAPSHOTS = "snapshots"
 SHOWN, SHOWN_CELLS = 8, 8_192  # rows of a snapshot, and cells in all: six of them take 200 KB at most
-Learner = Callable[[Model, Iterator[Batch]], Part]
+Learner = Callable[[Model, Prepared], Part]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Plan:
         seed: of every random draw; equal seeds, data and machines give equal models.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         columns: column -> a kind (number, count, binary, category, date, image, series, audio, tokens, bag), a
-            transform (standardize, minmax, quantile, none; own, wave, spectra; bytes, chars, words, bpe; counts,
-            tfidf), or both with a space between, where the ones chosen are wrong.
+            transform (standardize, minmax, quantile, asinh, none; own, wave, spectra; bytes, chars, words, bpe; counts,
+            tfidf), or both with a space between, where the ones chosen are wrong; `*` stands for every column of
+            numbers that is not named.
+        suit: (plan, schema) -> plan, for those who choose recipe, code and network by the columns; None for nobody.
     """
 
     recipe: str | Recipe = "plain"
@@ -67,6 +69,7 @@ class Plan:
     seed: int = 0
     device: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    suit: Callable[[Plan, Schema], Plan] | None = None
 
     def check(self) -> None:
         """Refuse a plan that cannot be carried out, before any data is read.
@@ -98,6 +101,7 @@ def fit(
     weight: np.ndarray | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     learn: Mapping[str, Learner] | None = None,
+    core: Core | None = None,
     watch: Watch | None = None,
 ) -> Model:
     """Train a model on rows.
@@ -109,6 +113,7 @@ def fit(
         weight: (n,) weight of each row of `data`, for data that fits the budget.
         modules: the user's own `encoder` and `decoder` (see `build`).
         learn: name -> what a task learns from the prepared training rows, to be kept with the model.
+        core: trains on chosen rows alone; None on all.
         watch: run folder, progress, callbacks.
 
     Raises:
@@ -118,35 +123,33 @@ def fit(
     """
     plan, watch = plan or Plan(), watch or Watch()
     plan.check()
-    network = Network.of(plan.network)
-    device = choose_device(plan.device)
-    source = open_source(data)
-    given = plan.training.validation if validation is None else validation
-    rows = Rows(source, given, plan.training, plan.seed, plan.columns)
+    device, source = choose_device(plan.device), open_source(data)
+    held_out = plan.training.validation if validation is None else validation
+    rows = Rows(source, held_out, plan.training, plan.seed, plan.columns)
     schema = rows.preparer.schema
-    latent = int(plan.latent or default_latent(schema))
-    recipe = Recipe.parse(plan.recipe)
+    plan = plan.suit(plan, schema) if plan.suit else plan
+    network = Network.of(plan.network)
+    latent, recipe = int(plan.latent or default_latent(schema)), Recipe.parse(plan.recipe)
     _warn_overcomplete(recipe, latent, schema)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         # the user's own modules stay as they are: a second fit begins where the first began
         module, network = assemble(recipe, schema, latent, network, copy.deepcopy(modules))
     module.latent.check(rows.count)
-    module.to(device)
-    stream, held = rows.streams(device, weight)
-    about = {"data": source.name, "recipe": str(recipe), "latent": latent, "network": asdict(network)}
-    about["data_fingerprint"] = rows.fingerprint
-    model = Model(rows.preparer, module, recipe, latent, None if modules else network, {})
-    snapshots = _snapshots(model, held)
-    watch = replace(watch, cells=schema.cell_names, about=about, snapshots=snapshots)
+    stream, held = rows.streams(device, weight, core)
+    model = Model(rows.preparer, module.to(device), recipe, latent, None if modules else network, {})
+    about: dict[str, Any] = {"data": source.name, "data_fingerprint": rows.fingerprint}
+    about |= {"recipe": str(recipe), "latent": latent, "network": asdict(network)}
+    watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
-    epochs = plan.epochs or default_epochs(work, rows.count, rows.batch_size)
+    count = stream.rows or rows.count
+    epochs = plan.epochs or default_epochs(work, count, rows.batch_size, core.steps if core else None)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
-    model.facts, model.reading = _facts(rows, plan, history), source.reading
-    if snapshots:
-        model.parts[SNAPSHOTS] = _developed(snapshots, history)
+    model.facts, model.reading = _facts(rows, plan, history, held is not None), source.reading
+    if watch.snapshots:
+        model.parts[SNAPSHOTS] = _developed(watch.snapshots, history)
     for name, learner in (learn or {}).items():  # in order: a later one may use what an earlier one learnt
         model.parts[name] = learner(model, rows.prepared())
     return model
@@ -185,9 +188,9 @@ def _suited(training: Training, schema: Schema) -> Training:
     return training
 
 
-def _facts(rows: Rows, plan: Plan, history: History) -> dict[str, Any]:
+def _facts(rows: Rows, plan: Plan, history: History, held: bool) -> dict[str, Any]:
     """What the training was."""
-    facts = {"rows": rows.count, "validation_rows": rows.held, "seed": int(plan.seed), **history.facts()}
+    facts = {"rows": rows.count, "validation_rows": rows.held if held else 0, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
     return facts | {"settings": _settings(plan, rows.batch_size)}
 
@@ -201,7 +204,7 @@ def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     }
 
 
-def default_epochs(work: int, rows: int, batch_size: int) -> int:
+def default_epochs(work: int, rows: int, batch_size: int, wanted: int | None = None) -> int:
     """As many epochs as make 6,000 steps, but from 10 to 200, and fewer where a step is much work.
 
     The bound is 3.2e13 multiplications, which two cores do in about a minute and a half.
@@ -210,7 +213,10 @@ def default_epochs(work: int, rows: int, batch_size: int) -> int:
         work: multiplications in a step.
         rows: of an epoch.
         batch_size: rows of a step.
+        wanted: steps to make in place of all this, in one epoch at least.
     """
+    if wanted is not None:
+        return max(1, round(wanted * batch_size / rows))
     steps = min(6000.0, 3.2e13 / max(1, work))
     return min(max(10, round(steps * batch_size / rows)), 200)
 

@@ -7,8 +7,8 @@ More rows are read again in every epoch, and only the validation rows stay: thin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,35 @@ from narrows.train.settings import Training
 WINDOW = 131_072  # rows shuffled at once where data is streamed: a hundred batches or more, some tens of MB
 OUTPUTS = 1 << 25  # numbers that the decoder may say in a step: 134 MB, of which a few copies are made
 FEW = 20  # rows of which none are held out at random: every one is needed for training
+
+
+@dataclass(frozen=True)
+class Core:
+    """Training on chosen rows alone; those held out then choose no weights, and are new to the model afterwards.
+
+    Args:
+        choose: (schema, rows) -> (n,) bool, the rows to train on.
+        most: rows to choose from, evenly drawn where there are more.
+        steps: of training, where the plan does not say how many epochs; None takes as many as without a core.
+    """
+
+    choose: Callable[[Schema, Batch], Tensor]
+    most: int
+    steps: int | None = None
+
+
+class Prepared(Iterator[Batch]):
+    """Every training row once, in order, for those who learn from them after training.
+
+    Attributes:
+        held: rows that were held out; None where there are none.
+    """
+
+    def __init__(self, batches: Iterator[Batch], held: Batch | None) -> None:
+        self._batches, self.held = batches, held
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
 
 
 class Rows:
@@ -117,12 +146,15 @@ class Rows:
         # a random share needs nothing of the data, and of few rows it may well hold out none
         return None if self.source.rows is not None and self.source.rows < FEW else split
 
-    def streams(self, device: torch.device, weight: np.ndarray | None = None) -> tuple[Stream, Stream | None]:
+    def streams(
+        self, device: torch.device, weight: np.ndarray | None = None, core: Core | None = None
+    ) -> tuple[Stream, Stream | None]:
         """Training rows, shuffled anew each epoch, and validation rows in order; None where there are none.
 
         Args:
             device: where resident rows are kept.
             weight: (n,) weight of each row of the source, in order.
+            core: trains on chosen rows alone, and keeps those held out to itself.
 
         Raises:
             SettingError: for weights of rows that do not fit the budget, or not one a row.
@@ -139,11 +171,28 @@ class Rows:
                 f"holding out {self.wanted} of {self.count:,} rows left none to validate on: the last weights are kept"
             )
             warnings.warn(f"{text}, not the best; try a larger share", FitWarning, stacklevel=3)
+        if core is not None:
+            return Resident(self._chosen(core).to(device), self.batch_size, self.seed), None
         validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
         if self._train is not None:
             return Resident(self._train.to(device), self.batch_size, self.seed), validation
         shuffle = Shuffle(self.source, self.split, self.seed, self.window)
         return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
+
+    def _chosen(self, core: Core) -> Batch:
+        """The rows of the core.
+
+        Raises:
+            DataError: where it has none.
+        """
+        thinned = Thinned(core.most)
+        for batch in self.prepared():
+            thinned.add(batch)
+        some = thinned.batch()
+        chosen = None if some is None else some[core.choose(self.preparer.schema, some)]
+        if chosen is None or not len(chosen):
+            raise DataError("no rows to train on", "at least one")
+        return chosen
 
     def _checked(self, weight: np.ndarray) -> np.ndarray:
         """(n,) float32 weights, once they were found to fit the rows."""
@@ -157,8 +206,11 @@ class Rows:
             raise SettingError("weights that are negative, missing or infinite", "numbers from 0 up")
         return weight
 
-    def prepared(self) -> Iterator[Batch]:
+    def prepared(self) -> Prepared:
         """Every training row once, in order."""
+        return Prepared(self._prepared(), self._held)
+
+    def _prepared(self) -> Iterator[Batch]:
         if self._train is not None:
             yield self._train
             return

@@ -135,13 +135,16 @@ class PatchMasking(Corruption):
         rate: share of patches hidden, between 0 and 1. 0.75 is He et al.'s for photographs, whose neighbors say much of
             each other; tables want less.
         patch: positions a side.
+        vary: draw the share of each row anew, evenly from 0 to `rate`: the network then learns to tell a cell from many
+            others and from few (Ivanov et al. 2019).
     """
 
     hides = True
     places: Tensor
 
-    def __init__(self, rate: float, patch: int) -> None:
+    def __init__(self, rate: float, patch: int, vary: bool = False) -> None:
         super().__init__()
+        self.vary = vary
         if patch < 1:
             raise SettingError(f"patch={patch!r}", "positions a side, at least 1")
         self.rate, self.patch = _share("rate", rate), patch
@@ -180,6 +183,9 @@ class PatchMasking(Corruption):
     def _shown(self, draw: Tensor) -> Tensor:
         """Which patches of a grid (B, patches) stay, by a draw for each: those with the greatest."""
         patches = draw.shape[1]
+        if self.vary:
+            most = draw.amax(dim=1, keepdim=True)
+            return (draw >= self.rate * torch.rand_like(most)) | ((draw == most) & (patches > 1))
         if patches == 1:
             return draw >= self.rate
         hidden = min(max(1, round(self.rate * patches)), patches - 1)

@@ -75,7 +75,9 @@ def denoising(
     return Slots(Deterministic, likelihood, link, augmentations(augment), tuple(parts))
 
 
-def masked(rate: float = 0.75, patch: int = 4, likelihood: Words = "mse", augment: str = "") -> Slots:
+def masked(
+    rate: float = 0.75, patch: int = 4, vary: bool = False, likelihood: Words = "mse", augment: str = ""
+) -> Slots:
     """A masked autoencoder (He et al. 2022): rows are told from a few of their patches.
 
     Patches are squares of images and spans of series, sounds and texts; cells without a grid are hidden one by one, so
@@ -86,10 +88,11 @@ def masked(rate: float = 0.75, patch: int = 4, likelihood: Words = "mse", augmen
     Args:
         rate: share of patches hidden.
         patch: positions a side of a patch.
+        vary: hide of each row a share of its own, from none up to `rate`.
         likelihood: of the number cells.
         augment: see `plain`.
     """
-    parts = (PatchMasking(rate, patch),)
+    parts = (PatchMasking(rate, patch, vary),)
     return Slots(Deterministic, likelihood, augmentations=augmentations(augment), corruptions=parts)
 
 

@@ -28,7 +28,7 @@ from narrows.prepare.series import Series, SeriesBlock, plan_series, series_of, 
 from narrows.prepare.statistics import ColumnStatistics, Statistics
 from narrows.prepare.tokens import Vocabulary, learn_vocabulary
 from narrows.prepare.transforms import LIMIT, Plan, plan_date, plan_image, plan_numbers
-from narrows.prepare.words import FITTING, IMPLIED, TRANSFORMS
+from narrows.prepare.words import ANY, FITTING, IMPLIED, TRANSFORMS
 from narrows.schema import KINDS, Column, Kind
 
 POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
@@ -66,7 +66,7 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for, by column name."""
+    """What the user asked for, by column name; a transform of `*` is for every column of numbers without a wish."""
 
     kinds: Mapping[str, Kind]
     transforms: Mapping[str, str]
@@ -76,7 +76,7 @@ class Wishes:
         """Refuses names that are no columns, and words that are no kinds or transforms."""
         for wishes, words in ((self.kinds, KINDS), (self.transforms, TRANSFORMS)):
             for name, word in wishes.items():
-                if name not in names:
+                if name not in names and not (name == ANY and word in FITTING["number"]):
                     raise SettingError(f"no column {name!r}", f"one of {', '.join(names)}")
                 if word not in words:
                     raise SettingError(f"column {name!r}: {word!r}", f"one of {', '.join(words)}")
@@ -101,6 +101,9 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     word = wishes.transforms.get(name)
     wish = wishes.kinds.get(name) or IMPLIED.get(word or "")
     kind = _kind(name, column, wish)
+    if not (word or wish or column.hints.kind) and _of_numbers(column):
+        word = wishes.transforms.get(ANY)
+        kind = "number" if word else kind
     if word and word not in FITTING.get(kind, ()):
         known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
         raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)
@@ -193,6 +196,11 @@ def _differs_in_every_row(column: ColumnStatistics) -> bool:
 def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
     """The kinds that values of this nature can be, the default of tensors and dates first."""
     return TENSORS[min(len(shape), 3)] if values == "tensor" else POSSIBLE[values]
+
+
+def _of_numbers(column: ColumnStatistics) -> bool:
+    """Whether a column holds plain numbers, one a row or several."""
+    return column.nature == "number" or (column.nature == "tensor" and len(column.shape) < 2)
 
 
 def _kind(name: str, column: ColumnStatistics, wish: Kind | None) -> Kind:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from narrows.schema import Kind
 
 FITTING: dict[Kind, tuple[str, ...]] = {
-    "number": ("standardize", "minmax", "quantile", "none"),
+    "number": ("standardize", "minmax", "quantile", "asinh", "none"),
     "count": ("none",),
     "image": ("standardize", "minmax", "none"),
     "series": ("standardize", "minmax", "none", "own"),
@@ -27,3 +27,6 @@ IMPLIED: dict[str, Kind] = {
     **dict.fromkeys(FITTING["bag"], "bag"),
 }
 """The kind that a word implies, where the user names no other."""
+
+ANY = "*"
+"""In place of a column's name: every column of numbers that no other wish names."""

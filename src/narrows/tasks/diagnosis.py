@@ -101,7 +101,7 @@ def _sampled(batches: Iterator[Batch], count: int) -> tuple[Batch | None, bool]:
 
 def _findings(model: Model, batch: Batch, everything: bool) -> Iterator[Finding]:
     module, device = model.module, model.module.device
-    fresh = _untrained(model)
+    fresh = untrained(model)
     code = _code(model, batch)
     checks = (
         over_fitting(model, fresh, batch) if everything else None,
@@ -111,7 +111,7 @@ def _findings(model: Model, batch: Batch, everything: bool) -> Iterator[Finding]
         dead_entries(code, module.latent.symbols),
         vanishing_gradients(module, batch[:FEW].to(device)),
         no_better_than_pca(model, batch),
-        no_better_than_untrained(model, fresh, batch),
+        no_better_thanuntrained(model, fresh, batch),
     )
     yield from (finding for finding in checks if finding is not None)
 
@@ -138,7 +138,7 @@ def _joined(posteriors: list[Posterior]) -> Posterior:
     return Posterior(torch.cat(means, dim=-2), torch.cat(variances, dim=-2))
 
 
-def _untrained(model: Model) -> Model | None:
+def untrained(model: Model) -> Model | None:
     """The same with the very weights that its training began with; None for a user's own network."""
     if model.network is None:
         return None
@@ -194,7 +194,7 @@ def no_better_than_pca(model: Model, batch: Batch) -> Finding | None:
     return Finding("no better than PCA" if problem else "beside PCA", _ratio(ours, theirs), problem, text, advice)
 
 
-def no_better_than_untrained(model: Model, fresh: Model | None, batch: Batch) -> Finding | None:
+def no_better_thanuntrained(model: Model, fresh: Model | None, batch: Batch) -> Finding | None:
     """Reconstruction error beside that of the network before its training."""
     if fresh is None:
         return None

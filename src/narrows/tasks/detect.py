@@ -1,0 +1,165 @@
+"""Which rows are odd: three judges' evidence, weighed into one score, calibrated by rows that training never saw.
+
+    rows -> judges -> asinh of robust z -> weighed sum = score -> p-value, anomaly or not
+                                                               -> blame: cells + a remainder
+
+The weights were chosen on the tables of ADBench (see `docs/anomalies.md`). What this file does not know: labels. What
+makes up more than half of the rows is the normal case to it, whatever it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrows import tensorfile
+from narrows.errors import ModelFileError, SettingError
+from narrows.fitted import Model, Part
+from narrows.schema import Batch, one_row
+from narrows.tasks.calibration import Calibration
+from narrows.tasks.judges import Codes, Evidence, Histograms, Judge, Memory, Telling
+
+PART = "detect"
+WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0}
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Why n rows scored as they did: `cells` and `remainder` add up to `scores`.
+
+    Args:
+        scores: (n,) float64.
+        cells: (n, C) what each cell adds, 0 and up.
+        remainder: (n,) what is no single cell's: the distance of a code, or how much less odd than the middle a row is.
+    """
+
+    scores: Tensor
+    cells: Tensor
+    remainder: Tensor
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What a fit for detecting learnt, ready to judge prepared rows.
+
+    Args:
+        model: whose part it is.
+        judges: who give evidence.
+        centers: (J,) median evidence of each against training rows.
+        scales: (J,) its spread.
+        calibration: scores of rows held out.
+        threshold: above which a row is an anomaly.
+        known: ordinary rows to show beside odd ones; None where rows are not compared.
+        facts: how it was learnt.
+    """
+
+    model: Model
+    judges: list[Judge]
+    centers: Tensor
+    scales: Tensor
+    calibration: Calibration
+    threshold: float
+    known: Batch | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model) -> Detector:
+        """The detector of a model.
+
+        Raises:
+            SettingError: for a model that was not fitted to detect.
+            ModelFileError: for a part that is none.
+        """
+        part = model.parts.get(PART)
+        if part is None:
+            got = "a model that was not fitted to detect anomalies"
+            raise SettingError(got, "one of `narrows fit --for detect`, or of AnomalyDetector")
+        try:
+            return _read(model, part)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ModelFileError(f"part {PART} of the model: {error}", "what a fit for detecting learns") from None
+
+    def evidence(self, rows: Batch) -> list[Evidence]:
+        """What each judge says of rows."""
+        return [judge(rows) for judge in self.judges]
+
+    def scores(self, rows: Batch) -> Tensor:
+        """(n,) float64: higher is more abnormal; around 0 are rows in the middle of those of training."""
+        return self._weighed(self.evidence(rows), rows).sum(1)
+
+    def _weighed(self, evidence: list[Evidence], rows: Batch) -> Tensor:
+        """(n, J) what each judge adds to a score; nothing for a row of which nothing was seen."""
+        totals = torch.stack([each.total.double() for each in evidence], dim=1)
+        weights = torch.tensor([WEIGHTS[judge.name] for judge in self.judges], dtype=torch.float64)
+        weighed = weights * torch.asinh((totals - self.centers) / self.scales)
+        return weighed if rows.seen is None else weighed * rows.dense().mask().any(1, keepdim=True)
+
+    def blame(self, rows: Batch) -> Blame:
+        """What of each row's score is whose: a judge's evidence above the middle is shared among its cells."""
+        evidence = self.evidence(rows)
+        weighed = self._weighed(evidence, rows)
+        cells = torch.zeros(len(rows), self.model.schema.cells, dtype=torch.float64)
+        for each, adds in zip(evidence, weighed.T, strict=True):
+            given = each.cells.double()
+            cells += adds.clamp_min(0)[:, None] * given / given.sum(1, keepdim=True).clamp_min(1e-300)
+        scores = weighed.sum(1)
+        return Blame(scores, cells, scores - cells.sum(1))
+
+    def expected(self, rows: Batch) -> tuple[Tensor, Tensor]:
+        """Numbers (n, N) and codes (n, M) that the network tells of rows in place of what they hold."""
+        return Telling(self.model).expected(rows)
+
+    def normal(self, rows: Batch) -> Batch | None:
+        """The nearest of the known ordinary rows, for each row; None where rows are not compared."""
+        memory = next((judge for judge in self.judges if isinstance(judge, Memory)), None)
+        if memory is None or self.known is None:
+            return None
+        return self.known[memory.among(self.known).nearest(rows)]
+
+    def part(self) -> Part:
+        """Everything but the model, for its file."""
+        tensors = {"centers": self.centers, "scales": self.scales, "calibration": self.calibration.scores}
+        for judge in self.judges:
+            tensors |= {f"{judge.name}.{name}": tensor for name, tensor in judge.tensors().items()}
+        if self.known is not None:
+            tensors |= {"known.numbers": self.known.numbers, "known.codes": self.known.codes}
+            tensors["known.seen"] = self.known.mask()
+        names = [judge.name for judge in self.judges]
+        return Part({**self.facts, "judges": names, "threshold": self.threshold}, tensors)
+
+
+def _read(model: Model, part: Part) -> Detector:
+    """The detector that `Detector.part` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError, IndexError: for a part that is none.
+    """
+    facts, tensors = dict(part.facts), part.tensors
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} with NaN or infinity")
+    names, threshold = facts.pop("judges"), float(facts.pop("threshold"))
+    judges = [_judge(model, name, tensorfile.under(f"{name}.", tensors)) for name in names]
+    known = tensorfile.under("known.", tensors)
+    rows = Batch(known["numbers"], known["codes"], known["seen"]) if known else None
+    centers, scales, calibration = tensors["centers"], tensors["scales"], tensors["calibration"]
+    if not judges or centers.shape != (len(judges),) or scales.shape != (len(judges),) or not (scales > 0).all():
+        raise ValueError(f"{len(judges)} judges with centers {tuple(centers.shape)} and scales {tuple(scales.shape)}")
+    found = Detector(model, judges, centers, scales, Calibration.of(calibration), threshold, rows, facts)
+    found.blame(one_row(model.schema))  # shapes that do not fit each other are found here, not at the user's rows
+    return found
+
+
+def _judge(model: Model, name: str, tensors: dict[str, Tensor]) -> Judge:
+    if name == "telling":
+        return Telling(model)
+    if name == "code":
+        return Codes.read(model, tensors)
+    if name == "distance":
+        return Memory.read(model.schema, tensors)
+    if name == "rarity":
+        return Histograms.read(model.schema, tensors)
+    raise ValueError(f"a judge {name!r}")

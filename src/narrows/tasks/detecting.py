@@ -1,0 +1,116 @@
+"""Learning to detect: from training rows and the network that was trained on their core to the part `detect`.
+
+    rows -> a sample -> judges -> centers, scales; rows held out -> calibration; scores -> threshold
+
+The network is kept as a judge only if it tells hidden cells of ordinary rows better than the column means do, and
+better than its untrained self: elsewhere it adds noise to the score, and the fit says so. What this file does not know:
+what is done with scores.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrows.errors import DataError, FitWarning
+from narrows.fitted import Model, Part
+from narrows.rows import Prepared, Thinned
+from narrows.schema import Batch
+from narrows.tasks.calibration import FEWEST, Calibration, fence, quantile
+from narrows.tasks.detect import Detector
+from narrows.tasks.diagnosis import untrained
+from narrows.tasks.judges import Codes, Histograms, Judge, Telling
+from narrows.tasks.ordinary import FEW, SHARE, ordinary, remember, robust
+from narrows.tasks.space import Space
+from narrows.train.randomness import VALIDATION, generator
+
+SAMPLE = 20_000  # rows that judges learn from, and that the middle of scores is taken of
+COMPARED = 2_048  # ordinary rows that the network is compared on
+
+
+def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamination: float | None = None) -> Part:
+    """The part `detect`.
+
+    Args:
+        model: just trained on the core of the rows.
+        rows: all training rows; those held out calibrate the scores.
+        share: of the rows that trained it.
+        contamination: share of the training rows to call anomalies; None lets the scores say it.
+
+    Raises:
+        DataError: for rows too few, or all alike.
+    """
+    thinned = Thinned(SAMPLE)
+    for batch in rows:
+        thinned.add(batch)
+    sample = thinned.batch()
+    if sample is None or len(sample) < FEW:
+        raise DataError(f"{0 if sample is None else len(sample)} rows to detect anomalies by", f"at least {FEW}")
+    chosen = ordinary(model.schema, sample, share)
+    judges, known = _judges(model, sample, chosen)
+    guard = _guard(model, sample[chosen])
+    if guard["network"] != "used" and len(judges) > 1:
+        judges = [judge for judge in judges if not isinstance(judge, Telling)]
+        warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
+    robusts = [robust(judge(sample).total) for judge in judges]
+    centers, scales = torch.tensor(robusts, dtype=torch.float64).T.contiguous()
+    facts: dict[str, Any] = {**guard, "share": share}
+    found = Detector(model, judges, centers, scales, Calibration.of(torch.zeros(0)), 0.0, known, facts)
+    return _calibrated(found, sample, rows.held, contamination)
+
+
+def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], Batch | None]:
+    """The judges that rows of this kind have, and ordinary rows to show."""
+    if not Space.holds(model.schema) or any(column.grid for column in model.schema):
+        return [Codes.learn(model, sample, generator(0, VALIDATION)), Telling(model)], None
+    memory, remembered = remember(model.schema, sample)
+    normal = sample[remembered[chosen[remembered]]]
+    judges = [memory, Telling(model), Histograms.learn(model.schema, sample[chosen])]
+    return judges, normal.dense() if len(normal) else None
+
+
+def _guard(model: Model, rows: Batch) -> dict[str, Any]:
+    """Whether the network tells rows better than the mean of each column does, and than before its training.
+
+    By squared errors of numbers in prepared units and the share of levels that are wrong, added up; each cell told from
+    the others where the network learnt that.
+    """
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), COMPARED)).round().long()].dense()
+    fresh = untrained(model)
+    errors = {"trained": _error(rows, Telling(model).expected(rows)), "columns": _error(rows, _typical(rows))}
+    if fresh is not None:
+        errors["untrained"] = _error(rows, Telling(fresh).expected(rows))
+    better = [name for name in ("columns", "untrained") if errors.get(name, inf) <= errors["trained"]]
+    words = {"columns": "the mean of each column", "untrained": "the untrained network"}
+    why = f"the network tells ordinary rows no better than {words[better[0]]}" if better else ""
+    return {"network": "left out" if better else "used", "why": why, "errors": errors}
+
+
+def _error(rows: Batch, told: tuple[Tensor, Tensor]) -> float:
+    """Mean error a row."""
+    numbers, codes = told
+    wrong = torch.cat([(rows.numbers - numbers).square(), (rows.codes != codes).float()], dim=1)
+    return float((wrong * rows.mask()).sum(1).double().mean())
+
+
+def _typical(rows: Batch) -> tuple[Tensor, Tensor]:
+    """Of every row the mean of each number, and the most frequent level of each category."""
+    there = rows.mask()[:, : rows.numbers.shape[1]]
+    mean = (rows.numbers * there).sum(0) / there.sum(0).clamp_min(1)
+    return mean.expand_as(rows.numbers), rows.codes.mode(0).values.expand_as(rows.codes)
+
+
+def _calibrated(found: Detector, sample: Batch, held: Batch | None, contamination: float | None) -> Part:
+    """The part, with the scores of rows held out and a threshold; training rows stand in for held-out ones too few."""
+    scores = found.scores(sample)
+    enough = held is not None and len(held) >= FEWEST
+    calibration = Calibration.of(found.scores(held) if held is not None and enough else scores)
+    threshold = fence(scores) if contamination is None else quantile(scores, 1 - contamination)
+    facts = {**found.facts, "calibrated": "held-out rows" if enough else "training rows"}
+    facts["contamination"] = "auto" if contamination is None else contamination
+    return replace(found, calibration=calibration, threshold=threshold, facts=facts).part()

@@ -1,0 +1,76 @@
+"""Which rows are ordinary enough to learn from: what `fit --for detect` asks of a fit before there is a model.
+
+Trained on everything, an autoencoder learns the anomalies too. So a cheap screening, distance and rarity (see
+`tasks.judges`), first chooses the half of the rows that looks most ordinary, and only these train the network, for so
+few steps that it does not learn what is rare among them. The price: what is ordinary but rare looks odder than it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from narrows.errors import DataError
+from narrows.fitting import Plan
+from narrows.networks.choice import Network
+from narrows.networks.dense import Dense
+from narrows.rows import Core
+from narrows.schema import Batch, Schema
+from narrows.tasks.judges import Histograms, Judge, Memory
+from narrows.tasks.space import Space
+from narrows.train.randomness import VALIDATION, generator
+
+RECIPE = "masked:rate=0.6,patch=1,vary=true"
+NETWORK, LATENT = Dense(hidden=(64,), members=8), 4
+SHARE = 0.5  # of the rows
+STEPS = 100  # of training: more teach the network what it should find odd
+MOST = 65_536  # rows that the core is chosen from
+FEW = 20  # rows of which nothing can be said
+
+
+def suit(plan: Plan, schema: Schema) -> Plan:
+    """The plan as detecting wants it, where the user left it open: an ensemble of small networks for tables."""
+    if any(column.grid for column in schema):
+        return replace(plan, recipe="plain") if plan.recipe == RECIPE else plan
+    own = Network.of(plan.network) == Network() and plan.recipe == RECIPE
+    return replace(plan, network=NETWORK, latent=plan.latent or LATENT) if own else plan
+
+
+def core(share: float = SHARE) -> Core:
+    """The rows to train on: a share of those that look most ordinary; 1 takes them all, where all are known to be."""
+    return Core(lambda schema, rows: ordinary(schema, rows, share), MOST, STEPS)
+
+
+def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:
+    """(n,) bool: the rows that screening finds the most ordinary; all of those it cannot compare.
+
+    Raises:
+        DataError: for so few that there is nothing to compare with.
+    """
+    if len(rows) < FEW:
+        raise DataError(f"{len(rows)} rows to learn what is ordinary from", f"at least {FEW}")
+    if share >= 1 or not Space.holds(schema):
+        return torch.ones(len(rows), dtype=torch.bool)
+    screens: list[Judge] = [remember(schema, rows)[0], Histograms.learn(schema, rows)]
+    odd = torch.stack([_squashed(screen(rows).total) for screen in screens]).sum(0)
+    kept = odd.argsort(stable=True)[: max(FEW, round(share * len(rows)))]
+    return torch.zeros(len(rows), dtype=torch.bool).index_fill_(0, kept, True)
+
+
+def remember(schema: Schema, rows: Batch) -> tuple[Memory, Tensor]:
+    """A memory of rows, and which of them it remembers; the same ones for the same rows."""
+    return Memory.learn(Space.of(schema, rows), rows, generator(0, VALIDATION))
+
+
+def _squashed(values: Tensor) -> Tensor:
+    center, scale = robust(values)
+    return torch.asinh((values - center) / scale)
+
+
+def robust(values: Tensor) -> tuple[float, float]:
+    """Median and spread of (n,) values: that of the middle half, as for a normal distribution."""
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, middle, high = torch.quantile(values.double(), quarters).tolist()
+    return middle, (high - low) / 1.349 or float(values.double().std(correction=0)) or 1.0
