@@ -210,6 +210,8 @@ class AutoencoderModule(nn.Module):
                 against.append(opposing)
         opposing = torch.stack(against).sum() if against else None
         nll, importance = -p.log_prob(batch), self.objective.importance
+        if self.objective.shown != 1.0 and view.seen is not None:
+            nll = torch.where(view.seen, self.objective.shown * nll, nll)
         return Loss(nll, code.terms, self.weights, batch.weight, scalars, opposing, importance)
 
     @property

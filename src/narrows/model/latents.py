@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from narrows.errors import SettingError
 from narrows.networks.dense import activation
 
+STAGGERED = (1, 2, 4)  # parts of a code, of which members use one each, in turn
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -128,12 +130,23 @@ class Deterministic(Latent):
         size: numbers in the code of one row.
         link: activation of the code, such as `sigmoid` to keep it in (0, 1); the default leaves it free.
         normal: whether codes are drawn to a standard normal prior by a penalty, so that it can be sampled from.
+        stagger: whether the members of an ensemble use all numbers of their code, half of them and a quarter, in turn,
+            so that they err in different ways; the others are 0.
     """
 
-    def __init__(self, size: int, link: str = "identity", normal: bool = False) -> None:
+    used: Tensor
+
+    def __init__(self, size: int, link: str = "identity", normal: bool = False, stagger: bool = False) -> None:
         super().__init__(size)
         self.link = activation(link)
-        self.has_prior = normal
+        self.has_prior, self.stagger = normal, stagger
+        self.register_buffer("used", torch.ones(size), persistent=False)
+
+    def suit(self, members: int | None) -> None:
+        """Settle which numbers each member uses."""
+        if self.stagger and members is not None:
+            widths = torch.tensor([-(-self.size // STAGGERED[member % len(STAGGERED)]) for member in range(members)])
+            self.used = (torch.arange(self.size) < widths[:, None]).float().unsqueeze(1)
 
     @property
     def features(self) -> int:
@@ -142,7 +155,8 @@ class Deterministic(Latent):
 
     def forward(self, features: Tensor, samples: int, ratio: bool = False) -> Code:
         """The code; every sample of it would be the same, so there is one."""
-        return Code(self.link(features).unsqueeze(0))
+        code = self.link(features)
+        return Code((code * self.used if self.stagger else code).unsqueeze(0))
 
     def sample(self, rows: int) -> Tensor:
         """Standard normal codes, where training drew codes there."""

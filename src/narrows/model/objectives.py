@@ -25,6 +25,7 @@ class Objective:
         samples: of each code, in training.
         importance: whether the samples are weighed by importance into one bound on the likelihood, log mean exp (Burda
             et al. 2016), in place of the mean of their losses.
+        shown: weight of the cells that the encoder was shown, where others were hidden from it.
 
     Raises:
         SettingError: for values out of range.
@@ -35,6 +36,7 @@ class Objective:
     cycles: int = 1
     samples: int = 1
     importance: bool = False
+    shown: float = 1.0
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -42,6 +44,8 @@ class Objective:
                 raise SettingError(f"a weight of {weight} for {name}", "0 or more")
         if not 0 <= self.warm_up <= 1:
             raise SettingError(f"warm_up={self.warm_up}", "a share of training from 0 to 1")
+        if not 0 <= self.shown < inf:
+            raise SettingError(f"shown={self.shown}", "0 or more")
         if self.cycles < 1:
             raise SettingError(f"cycles={self.cycles}", "at least 1")
         if not 1 <= self.samples <= MOST_SAMPLES:

@@ -76,24 +76,33 @@ def denoising(
 
 
 def masked(
-    rate: float = 0.75, patch: int = 4, vary: bool = False, likelihood: Words = "mse", augment: str = ""
+    rate: float = 0.75,
+    patch: int = 4,
+    vary: bool = False,
+    shown: float = 1.0,
+    stagger: bool = False,
+    likelihood: Words = "mse",
+    augment: str = "",
 ) -> Slots:
     """A masked autoencoder (He et al. 2022): rows are told from a few of their patches.
 
     Patches are squares of images and spans of series, sounds and texts; cells without a grid are hidden one by one, so
-    that a table is learnt cell from cell. Unlike He et al.'s, the loss counts the patches that were shown too, so that
-    rows without holes are reconstructed as well, and the encoder reads hidden patches as empty in place of skipping
-    them.
+    that a table is learnt cell from cell. Unlike He et al.'s, the loss counts the patches that were shown too, unless
+    `shown` says otherwise, so that rows without holes are reconstructed as well; and the encoder reads hidden patches
+    as empty in place of skipping them.
 
     Args:
         rate: share of patches hidden.
         patch: positions a side of a patch.
         vary: hide of each row a share of its own, from none up to `rate`.
+        shown: weight of the cells that were shown.
+        stagger: give the members of an ensemble codes of the full size, half of it and a quarter, in turn.
         likelihood: of the number cells.
         augment: see `plain`.
     """
-    parts = (PatchMasking(rate, patch, vary),)
-    return Slots(Deterministic, likelihood, augmentations=augmentations(augment), corruptions=parts)
+    parts, objective = (PatchMasking(rate, patch, vary),), Objective(shown=shown)
+    latent = partial(Deterministic, stagger=stagger)
+    return Slots(latent, likelihood, augmentations=augmentations(augment), corruptions=parts, objective=objective)
 
 
 def vae(

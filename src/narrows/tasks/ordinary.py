@@ -22,8 +22,8 @@ from narrows.tasks.judges import Histograms, Judge, Memory
 from narrows.tasks.space import Space
 from narrows.train.randomness import VALIDATION, generator
 
-RECIPE = "masked:rate=0.6,patch=1,vary=true"
-NETWORK, LATENT = Dense(hidden=(64,), members=8), 4
+RECIPE = "masked:rate=0.6,patch=1,vary=true,shown=0.1,stagger=true"
+NETWORK, LATENT = Dense(hidden=(64,), members=8), 8
 SHARE = 0.5  # of the rows
 STEPS = 100  # of training: more teach the network what it should find odd
 MOST = 65_536  # rows that the core is chosen from
