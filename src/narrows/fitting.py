@@ -36,6 +36,7 @@ from narrows.train.snapshots import Snapshots
 from narrows.train.stops import History
 
 SNAPSHOTS = "snapshots"
+HELD_OUT = 0.1  # share of the rows to validate on, where nobody says
 SHOWN, SHOWN_CELLS = 8, 8_192  # rows of a snapshot, and cells in all: six of them take 200 KB at most
 Learner = Callable[[Model, Prepared], Part]
 
@@ -125,6 +126,7 @@ def fit(
     plan.check()
     device, source = choose_device(plan.device), open_source(data)
     held_out = plan.training.validation if validation is None else validation
+    held_out = HELD_OUT if held_out is None else held_out
     rows = Rows(source, held_out, plan.training, plan.seed, plan.columns)
     schema = rows.preparer.schema
     plan = plan.suit(plan, schema) if plan.suit else plan

@@ -41,11 +41,13 @@ class Core:
         choose: (schema, rows) -> (n,) bool, the rows to train on.
         most: rows to choose from, evenly drawn where there are more.
         steps: of training, where the plan does not say how many epochs; None takes as many as without a core.
+        held: rows held out that are worth keeping apart: fewer are training rows like the others.
     """
 
     choose: Callable[[Schema, Batch], Tensor]
     most: int
     steps: int | None = None
+    held: int = 0
 
 
 class Prepared(Iterator[Batch]):
@@ -166,13 +168,13 @@ class Rows:
             if batch is not None and not batch.weights().any():
                 raise SettingError(f"weights that are 0 for all {what} rows", "some rows that count")
         held = self._given() or self._held
+        if core is not None:
+            return Resident(self._chosen(core).to(device), self.batch_size, self.seed), None
         if held is None and self.split is not None:
             text = (
                 f"holding out {self.wanted} of {self.count:,} rows left none to validate on: the last weights are kept"
             )
             warnings.warn(f"{text}, not the best; try a larger share", FitWarning, stacklevel=3)
-        if core is not None:
-            return Resident(self._chosen(core).to(device), self.batch_size, self.seed), None
         validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
         if self._train is not None:
             return Resident(self._train.to(device), self.batch_size, self.seed), validation
@@ -185,6 +187,9 @@ class Rows:
         Raises:
             DataError: where it has none.
         """
+        if self._train is not None and self.split is not None and self._held is not None and self.held < core.held:
+            self.count += self.held
+            self._train, self._held = Batch.concat([self._train, self._held]), None
         thinned = Thinned(core.most)
         for batch in self.prepared():
             thinned.add(batch)

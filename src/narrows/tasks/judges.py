@@ -21,6 +21,7 @@ from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
 from narrows.schema import Batch, Column, Schema
 from narrows.tasks.space import Space
+from narrows.train.randomness import VALIDATION, generator
 
 MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
 BINS = 10
@@ -219,6 +220,9 @@ class Telling(Judge):
     def __init__(self, model: Model) -> None:
         self.model = model
         self.hidden = hides(model.module)
+        cells = model.schema.cells
+        # shuffled: columns side by side, or at equal distances, are often of one kind, and each group should have some
+        self._groups = torch.randperm(cells, generator=generator(0, VALIDATION)) % min(GROUPS, cells)
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows: the loss of all cells, scaled up where some were not seen."""
@@ -241,10 +245,9 @@ class Telling(Judge):
         there = rows.mask()
         costs = torch.zeros(len(rows), schema.cells, dtype=torch.float64, device=rows.numbers.device)
         told = torch.zeros_like(costs)
-        groups = min(GROUPS, schema.cells)
-        for first in range(groups):
-            hidden = torch.zeros(schema.cells, dtype=torch.bool, device=rows.numbers.device)
-            hidden[first::groups] = True
+        groups = self._groups.to(rows.numbers.device)
+        for group in range(int(groups.max()) + 1):
+            hidden = groups == group
             p = self.model.module.decode(self.model.module.encode(rows.with_seen(there & ~hidden)).z)
             nll = -p.log_prob(rows)[0]
             guess = self._guess(p.numbers()[0], p.codes()[0])
