@@ -463,7 +463,7 @@ BAD = {
     "stop_loss": [math.nan, "1"],
     "tolerance": [0, -1],
     "time_limit": [0],
-    "validation": [-0.1, 1.0, None],
+    "validation": [-0.1, 1.0, True],
     "group": [3],
     "time": [0.5],
     "budget": [-1],

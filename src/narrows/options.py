@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,8 +24,8 @@ class Choices:
     would choose."""
 
     job: Annotated[str | None, Parameter(name="--for")] = None
-    """What the model is for, generate or denoise: chooses a recipe where none is given, and learns what the job needs
-    beside."""
+    """What the model is for, generate, denoise or detect: chooses a recipe where none is given, and learns what the job
+    needs beside."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""
@@ -47,6 +47,17 @@ class Choices:
     count, binary, category, date, image, series, audio, tokens, bag. Of numbers: standardize, minmax, quantile, asinh,
     none; of series also own (each by its own mean and spread); of sounds: wave, spectra; of texts: chars, bytes, words,
     bpe; of bags: counts, tfidf. An unnamed array is column x; `--column.* asinh` is for all other numbers."""
+
+
+@dataclass
+class Detecting:
+    """What is known of anomalies, for `--for detect`."""
+
+    contamination: float | Literal["auto"] = "auto"
+    """Share of the training rows to call anomalies, such as 0.05; auto lets their scores say it."""
+
+    all_normal: bool = False
+    """The data holds no anomalies: train on all rows, not on those that look most ordinary."""
 
 
 @dataclass

@@ -169,6 +169,7 @@ class Rows:
                 raise SettingError(f"weights that are 0 for all {what} rows", "some rows that count")
         held = self._given() or self._held
         if core is not None:
+            self._rejoin(core.held)
             return Resident(self._chosen(core).to(device), self.batch_size, self.seed), None
         if held is None and self.split is not None:
             text = (
@@ -181,15 +182,18 @@ class Rows:
         shuffle = Shuffle(self.source, self.split, self.seed, self.window)
         return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
 
+    def _rejoin(self, fewest: int) -> None:
+        """Put rows held out, where there are fewer, behind the training rows."""
+        if self._train is not None and self._held is not None and self.split is not None and self.held < fewest:
+            self.count += self.held
+            self._train, self._held = Batch.concat([self._train, self._held]), None
+
     def _chosen(self, core: Core) -> Batch:
         """The rows of the core.
 
         Raises:
             DataError: where it has none.
         """
-        if self._train is not None and self.split is not None and self._held is not None and self.held < core.held:
-            self.count += self.held
-            self._train, self._held = Batch.concat([self._train, self._held]), None
         thinned = Thinned(core.most)
         for batch in self.prepared():
             thinned.add(batch)

@@ -26,7 +26,7 @@ from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
 from narrows.networks.recurrent import Recurrent
 from narrows.networks.transformer import Transformer
-from narrows.options import Applying, Choices, Flat, Running, refuse_output
+from narrows.options import Applying, Choices, Detecting, Flat, Running, refuse_output
 from narrows.report.page import report as write_report
 from narrows.report.sections import layers
 from narrows.sources.reading import Reading, asides
@@ -58,6 +58,7 @@ def fit(
     transformer: Transformer | None = None,
     training: Annotated[Training | None, Flat] = None,
     reading: Annotated[Reading | None, Flat] = None,
+    detecting: Annotated[Detecting | None, Flat] = None,
     running: Annotated[Running | None, Flat] = None,
 ) -> int:
     """Train a model on data and write it to a file.
@@ -71,8 +72,8 @@ def fit(
         recurrent: settings of recurrent networks.
         transformer: settings of transformers.
     """
-    choices, running = choices or Choices(), running or Running()
-    purpose = purpose_of(choices.job)
+    choices, detecting, running = choices or Choices(), detecting or Detecting(), running or Running()
+    purpose = purpose_of(choices.job, detecting.contamination, detecting.all_normal)
     refuse_output(out, data, suffix=".narrows")
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,
@@ -94,7 +95,8 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    model = fit_model(source, plan, learn={**LEARNT, **purpose.learn}, watch=watch)
+    learn = {**LEARNT, **purpose.learn}
+    model = fit_model(source, purpose.settle(plan), learn=learn, core=purpose.core, watch=watch)
     _save(model, out, folder)
     _tell(model, out, folder, running.json)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0

@@ -1,17 +1,28 @@
-"""What a job asks of a fit: the recipe it would choose, and the parts that are learnt for it; `fit --for JOB`.
+"""What a job asks of a fit: the recipe it would choose, the rows it trains on, what is learnt for it; `fit --for JOB`.
 
-A task that wants a say here has a function of its own recipe and learners, and a line in `PURPOSES`.
+A task that wants a say here has a function of its own recipe and learners, and a line in `purpose_of` or `PURPOSES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from numbers import Real
+from typing import Literal
 
 from narrows.errors import SettingError
-from narrows.fitting import Learner
+from narrows.fitting import Learner, Plan
+from narrows.rows import Core
+from narrows.tasks.calibration import FEWEST
+from narrows.tasks.detect import PART as DETECT
+from narrows.tasks.detecting import learn_detector
+from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
+
+Contamination = float | Literal["auto"]
+CALIBRATING = 0.2  # share of the rows that calibrate: of 250 rows the 50 that say what one false alarm in fifty is
 
 
 @dataclass(frozen=True)
@@ -21,21 +32,63 @@ class Purpose:
     Args:
         recipe: that it would choose.
         learn: name of a part -> what learns it from the training rows, beside what every fit learns.
+        core: the rows to train on; None for all.
+        settle: the plan as the job wants it where the user left it open.
     """
 
     recipe: str = "plain"
     learn: Mapping[str, Learner] = field(default_factory=dict)
+    core: Core | None = None
+    settle: Callable[[Plan], Plan] = lambda plan: plan
 
 
-PURPOSES = {"denoise": Purpose("denoising:noise=0.1,mask=0"), "generate": Purpose("vae", {PRIOR: learn_prior})}
+def detection(contamination: Contamination = "auto", all_normal: bool = False) -> Purpose:
+    """What detecting anomalies asks of a fit.
 
-
-def purpose_of(job: str | None) -> Purpose:
-    """What a job asks of a fit; without one, a plain autoencoder and nothing more.
+    Args:
+        contamination: share of the training rows to call anomalies, above 0 and up to 0.5; `auto` lets scores say it.
+        all_normal: trains on all rows, for data that is known to hold no anomalies.
 
     Raises:
-        SettingError: for a job that asks nothing of a fit.
+        SettingError: for a contamination out of range.
     """
+    auto = isinstance(contamination, str) and contamination == "auto"
+    if not auto and not (isinstance(contamination, Real) and 0 < float(contamination) <= 0.5):
+        raise SettingError(f"contamination={contamination!r}", "auto, or a share above 0 and up to 0.5, such as 0.05")
+    share = 1.0 if all_normal else SHARE
+    learn = partial(learn_detector, share=share, contamination=None if auto else float(contamination))
+    return Purpose(RECIPE, {DETECT: learn}, replace(core(share), held=FEWEST), _to_detect)
+
+
+def _to_detect(plan: Plan) -> Plan:
+    training = plan.training
+    if training.validation is None:
+        training = replace(training, validation=CALIBRATING)
+    return replace(plan, columns={"*": "asinh", **plan.columns}, training=training, suit=suit)
+
+
+PURPOSES = {
+    "denoise": Purpose("denoising:noise=0.1,mask=0"),
+    "detect": detection(),
+    "generate": Purpose("vae", {PRIOR: learn_prior}),
+}
+
+
+def purpose_of(job: str | None, contamination: Contamination = "auto", all_normal: bool = False) -> Purpose:
+    """What a job asks of a fit; without one, a plain autoencoder and nothing more.
+
+    Args:
+        job: a word of `PURPOSES`.
+        contamination: see `detection`.
+        all_normal: see `detection`.
+
+    Raises:
+        SettingError: for a job that asks nothing of a fit, and for what is said of another job than this.
+    """
+    if job == "detect":
+        return detection(contamination, all_normal)
+    if contamination != "auto" or all_normal:
+        raise SettingError("contamination or all-normal data without anomalies to detect", hint="--for detect")
     if job is None:
         return Purpose()
     if job not in PURPOSES:

@@ -56,8 +56,9 @@ class Training:
     """Stop after this many seconds of training, those before a resume included. The learning rate falls with the
     time used, where that is ahead of the rows, so a resumed run is as good then, but not the same bit for bit."""
 
-    validation: float | str = 0.1
-    """Share of the rows held out to choose the best weights and to stop early, or the data to do it on; 0 for none."""
+    validation: float | str | None = None
+    """Share of the rows held out to choose the best weights and to stop early, or the data to do it on; 0 for none. By
+    default 0.1; to detect anomalies, where these rows calibrate the scores, 0.2."""
 
     group: str | None = None
     """Column whose equal values are held out together, so that no person or machine stands on both sides."""
@@ -190,7 +191,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tolerance": _POSITIVE,
     "time_limit": _POSITIVE,
     "validation": (
-        (lambda value: isinstance(value, str) or (_number(value, 0) and value < 1)),
+        (lambda value: value is None or isinstance(value, str) or (_number(value, 0) and value < 1)),
         "a share from 0 up to, not including, 1, or the name of a file",
     ),
     "group": _NAME,
