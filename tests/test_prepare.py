@@ -335,7 +335,7 @@ def test_values_out_of_range_are_kept_and_warned_of_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::narrows.errors.DataWarning")
-@pytest.mark.parametrize("transform", ["standardize", "minmax", "quantile", "none"])
+@pytest.mark.parametrize("transform", ["standardize", "minmax", "quantile", "asinh", "none"])
 @pytest.mark.parametrize(
     "trained", [[0.0, 1.0, 2.0, 5.0], [1e300, -1e300, 1e308, -1.7e308], [1e-308, 2e-308, 5e-324], [1e16, 1e16 + 2, 0]]
 )

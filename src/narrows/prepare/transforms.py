@@ -32,6 +32,7 @@ FAR_DEVIATIONS = 8
 FAR_RANGES = 10
 MIDDLE = 2.56  # standard deviations of a normal distribution between its first and last tenth
 NARROWEST = 0.2  # of a standard deviation: what the middle counts for at least, where most values are one
+FINEST = 1e-12  # of the range: a column whose sample spreads no wider is as good as constant in float64
 BEYOND = 10.0  # ranges to either side that an asinh curve is drawn for
 
 
@@ -226,7 +227,8 @@ def asinh_curve(values: Floats) -> tuple[Floats, Floats]:
     """
     some = values if len(values) else np.array([0.5])
     tenth, median, ninetieth = np.quantile(some, [0.1, 0.5, 0.9])
-    scale = max((ninetieth - tenth) / MIDDLE, NARROWEST * float(some.std())) or 1.0
+    scale = max((ninetieth - tenth) / MIDDLE, NARROWEST * float(some.std()))
+    scale = scale if scale > FINEST else 1.0
     first, last = np.arcsinh((np.array([-BEYOND, 1 + BEYOND]) - median) / scale)
     scores = np.linspace(first, last, KNOTS)
     return median + scale * np.sinh(scores), scores
