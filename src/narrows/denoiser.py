@@ -8,6 +8,7 @@ a denoiser must not do is forget detail, which narrow codes do. What this file d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,7 @@ NETWORK = Conv(channels=(64,), depth=3, fold=2, norm="none", spatial=True)
 LR = 0.003  # of that network, which has no normalization: at Muon's usual 0.02 it diverged on photographs
 
 
+@dataclass(eq=False, repr=False)
 class Denoiser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Takes noise away from rows, images and series.
 
@@ -55,36 +57,20 @@ class Denoiser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
         feature_names_in_: their names; not there for arrays.
     """
 
-    def __init__(
-        self,
-        noise: float = 0.1,
-        *,
-        mask: float = 0.0,
-        salt: float = 0.0,
-        fill: bool = True,
-        latent: int | None = None,
-        network: Any = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        training: Training | None = None,
-        columns: Mapping[str, str] | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "auto",
-        verbose: int = 0,
-    ) -> None:
-        self.noise = noise
-        self.mask = mask
-        self.salt = salt
-        self.fill = fill
-        self.latent = latent
-        self.network = network
-        self.epochs = epochs
-        self.lr = lr
-        self.training = training
-        self.columns = columns
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
+    noise: float = 0.1
+    _: KW_ONLY
+    mask: float = 0.0
+    salt: float = 0.0
+    fill: bool = True
+    latent: int | None = None
+    network: Any = None
+    epochs: int | None = None
+    lr: float | None = None
+    training: Training | None = None
+    columns: Mapping[str, str] | None = None
+    random_state: int | np.random.RandomState | None = None
+    device: str = "auto"
+    verbose: int = 0
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train on rows as clean as there are; the noise is added anew for each step.

@@ -7,7 +7,7 @@ paths, Arrow streams and sources go to the river as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from torch import nn
 
 from narrows.containers import as_fitted, container_of, is_pandas
 from narrows.errors import SettingError
-from narrows.fitting import Learner, Plan, fit
+from narrows.fitting import Plan, fit
 from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source
@@ -30,9 +30,11 @@ from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.generate import generate
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
+from narrows.tasks.purposes import Purpose
 from narrows.train.settings import Training, Watch
 
 
+@dataclass(eq=False, repr=False)
 class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """An autoencoder as a scikit-learn transformer.
 
@@ -59,32 +61,18 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         feature_names_in_: their names; not there for arrays.
     """
 
-    def __init__(
-        self,
-        latent: int | None = None,
-        *,
-        hidden: Sequence[int] | None = None,
-        recipe: str = "plain",
-        network: Any = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        training: Training | None = None,
-        columns: Mapping[str, str] | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "auto",
-        verbose: int = 0,
-    ) -> None:
-        self.latent = latent
-        self.hidden = hidden
-        self.recipe = recipe
-        self.network = network
-        self.epochs = epochs
-        self.lr = lr
-        self.training = training
-        self.columns = columns
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
+    latent: int | None = None
+    _: KW_ONLY
+    hidden: Sequence[int] | None = None
+    recipe: str = "plain"
+    network: Any = None
+    epochs: int | None = None
+    lr: float | None = None
+    training: Training | None = None
+    columns: Mapping[str, str] | None = None
+    random_state: int | np.random.RandomState | None = None
+    device: str = "auto"
+    verbose: int = 0
 
     def fit(
         self,
@@ -120,10 +108,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
         folder = None if run is None else Path(run)
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
-        learn = self._learners()
-        self.model_ = fit(
-            rows, self._plan(), validation=validation, weight=weight, modules=modules, learn=learn, watch=watch
-        )
+        purpose = self._purpose()
+        plan, core, learn = purpose.settle(self._plan()), purpose.core, {**LEARNT, **purpose.learn}
+        given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules}
+        self.model_ = fit(rows, plan, learn=learn, core=core, watch=watch, **given)
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
@@ -174,9 +162,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_is_fitted(self)
         self.model_.save(path)
 
-    def _learners(self) -> dict[str, Learner]:
-        """What is learnt after training, beside the weights."""
-        return dict(LEARNT)
+    def _purpose(self) -> Purpose:
+        """What the estimator asks of a fit, beside what its parameters say."""
+        return Purpose()
 
     def _rows(self, X: Any, reset: bool) -> Any:
         """Rows as the river takes them, after scikit-learn's checks where it has any."""
@@ -233,6 +221,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class Generator(Autoencoder):
     """An autoencoder that makes new rows.
 
@@ -251,36 +240,8 @@ class Generator(Autoencoder):
         verbose: 0 silent, 1 a progress bar, 2 a line an epoch.
     """
 
-    def __init__(
-        self,
-        latent: int | None = None,
-        *,
-        hidden: Sequence[int] | None = None,
-        recipe: str = "vae",
-        prior: str = "auto",
-        network: Any = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        training: Training | None = None,
-        columns: Mapping[str, str] | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "auto",
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(
-            latent,
-            hidden=hidden,
-            recipe=recipe,
-            network=network,
-            epochs=epochs,
-            lr=lr,
-            training=training,
-            columns=columns,
-            random_state=random_state,
-            device=device,
-            verbose=verbose,
-        )
-        self.prior = prior
+    recipe: str = "vae"
+    prior: str = "auto"
 
     def sample(
         self,
@@ -305,8 +266,8 @@ class Generator(Autoencoder):
         check_is_fitted(self)
         return self._container(generate(self.model_, n_samples, random_state, where=where, temperature=temperature))
 
-    def _learners(self) -> dict[str, Learner]:
-        return {**super()._learners(), PRIOR: partial(learn_prior, kind=self.prior)}
+    def _purpose(self) -> Purpose:
+        return Purpose(learn={PRIOR: partial(learn_prior, kind=self.prior)})
 
 
 def _beyond_scikit_learn(X: Any) -> bool:
