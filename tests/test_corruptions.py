@@ -1,5 +1,7 @@
 """What is done to rows in training: shares, places and draws, against ways to count them by hand."""
 
+from math import comb
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -109,6 +111,46 @@ def test_a_lone_cell_is_hidden_by_chance_and_what_was_unseen_stays_so():
     batch = Batch(torch.zeros(8000, 1), torch.zeros(8000, 0, dtype=torch.long))
     assert abs(part(batch).seen.double().mean() - 0.25) < 0.02
     assert not part(batch.with_seen(torch.zeros(8000, 1, dtype=torch.bool))).seen.any()
+
+
+def test_a_varied_share_is_hidden_as_often_as_the_integral_over_shares_says():
+    torch.manual_seed(0)
+    rows, cells, rate = 40_000, 6, 0.8
+    columns = [Column(str(cell), "number", "double") for cell in range(cells)]
+    part = suited(PatchMasking(rate, 1, vary=True), *columns)
+    seen = part(Batch(torch.zeros(rows, cells), torch.zeros(rows, 0, dtype=torch.long))).seen
+    shares = torch.linspace(0, rate, 20_001, dtype=torch.float64)
+    law = torch.stack([comb(cells, k) * (shares**k * (1 - shares) ** (cells - k)).mean() for k in range(cells + 1)])
+    law[-2:] = torch.stack([law[-2:].sum(), torch.zeros((), dtype=torch.float64)])  # one cell stays in any case
+    found = torch.bincount((~seen).sum(1), minlength=cells + 1) / rows
+    assert (found - law).abs().max() < 0.01
+    assert abs((~seen).double().mean(0) - (~seen).double().mean()).max() < 0.01, "some cells are hidden more often"
+
+
+def test_a_varied_share_of_a_lone_cell_and_of_each_grid():
+    torch.manual_seed(0)
+    lone = suited(PatchMasking(0.6, 1, vary=True), Column("pay", "number", "double"))
+    batch = Batch(torch.zeros(8000, 1), torch.zeros(8000, 0, dtype=torch.long))
+    assert abs(lone(batch).seen.double().mean() - 0.7) < 0.02
+    image = suited(PatchMasking(0.9, 2, vary=True), IMAGE, Column("pay", "number", "double"))
+    seen = image(Batch(torch.rand(2000, 85), torch.zeros(2000, 0, dtype=torch.long))).seen
+    assert seen[:, :84].any(1).all(), "nothing of an image was shown"
+    pixels = seen[:, :84].view(-1, 6, 7, 2)
+    assert (pixels == pixels[..., :1]).all() and (pixels[:, :2, :2] == pixels[:, :1, :1]).all()
+
+
+@pytest.mark.parametrize("shown", [0.0, 0.1, 1.0])
+def test_shown_cells_count_as_much_as_is_said(shown):
+    torch.manual_seed(0)
+    columns = [Column(str(cell), "number", "double") for cell in range(5)]
+    module = build(Recipe.parse(f"masked:rate=0.5,patch=1,shown={shown}"), Schema(tuple(columns)), 3, Network())
+    batch = Batch(torch.randn(50, 5), torch.zeros(50, 0, dtype=torch.long))
+    torch.manual_seed(1)
+    nll = module(batch).nll[0]
+    torch.manual_seed(1)
+    view = module.corrupt(batch)
+    plain = -module.decode(module.encode(view).z).log_prob(batch)[0]
+    torch.testing.assert_close(nll, torch.where(view.seen, shown * plain, plain))
 
 
 def test_shifts_are_those_of_padded_crops_and_reach_both_ends():

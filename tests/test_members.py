@@ -119,3 +119,14 @@ def test_shared_weights_are_clipped_apart():
     shared = math.hypot(*(weight.grad.norm().item() for weight in module.first.parameters()))
     stacked = [math.hypot(*(w.grad[member].norm().item() for w in module.rest.parameters())) for member in range(3)]
     assert [shared, *stacked] == pytest.approx([CLIP] * 4)
+
+
+def test_staggered_members_use_all_of_their_code_half_of_it_and_a_quarter():
+    schema = Schema((Column("x", "number", "float", shape=(WIDTH,), width=WIDTH),))
+    network = Network.of(Dense(hidden=(16,), members=5))
+    module = build(Recipe.parse("masked:rate=0.5,patch=1,stagger=true"), schema, 6, network).eval()
+    code = module.encode(rows_of_rank(40)).z[0]
+    used = (code != 0).any(1)
+    assert used.tolist() == [[place < width for place in range(6)] for width in (6, 3, 2, 6, 3)]
+    alone = build(Recipe.parse("masked:rate=0.5,patch=1,stagger=true"), schema, 6, Network.of(Dense(hidden=(16,))))
+    assert (alone.eval().encode(rows_of_rank(40)).z != 0).all()

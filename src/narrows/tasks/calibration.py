@@ -37,10 +37,10 @@ class Calibration:
         return cls(scores.double().sort().values)
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """(B,) share of held-out rows, the row itself counted among them, that score at least as high as each."""
+        """(B,) float64: share of held-out rows, the row itself among them, that score at least as high as each."""
         scores = scores.double()
         above = len(self.scores) - torch.searchsorted(self.scores, scores, side="left")
-        return (above + 1) / (len(self.scores) + 1)
+        return (above + 1).double() / (len(self.scores) + 1)
 
     def threshold(self, rate: float) -> float:
         """The score above which at most this share of normal rows lies; infinite where there are too few to promise it.
