@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,12 @@ from narrows.fitted import Model
 from narrows.report.gather import Seen
 from narrows.report.pixels import as_image, data_uri
 from narrows.schema import Column
-from narrows.tasks.figures import figure
+from narrows.tasks.figures import figure, texts
 from narrows.tasks.shares import as_shares
 from narrows.tasks.values import as_floats
 
 COLUMNS = 16  # table columns side by side: more are only scrolled past
 LONG = 12  # cells beyond which an array is drawn, not printed
-TEXT = 28  # characters of a value
 
 FULL = re.compile(r"(?<!u)int(8|16|32)")
 
@@ -199,31 +198,6 @@ def steps_of(column: Column, one: pa.Array) -> Floats:
         values = np.array(one[0].as_py() or [], dtype=np.float64)  # None inside becomes NaN
     steps: Floats = values.reshape(len(values), -1) if len(values) else np.zeros((0, column.grid[-1]))
     return steps
-
-
-def texts(array: pa.Array) -> list[str]:
-    """Values as short text: numbers with the digits that count, dates without empty fractions."""
-    if pa.types.is_temporal(array.type) and not pa.types.is_duration(array.type):
-        return [_short(value) for value in _times(array)]
-    return [_text(value) for value in array.to_pylist()]
-
-
-def _times(array: pa.Array) -> list[str | None]:
-    if pa.types.is_timestamp(array.type):  # Python's datetimes know neither nanoseconds nor the year 12000
-        array = array.cast(pa.timestamp("s", array.type.tz), safe=False)
-    values: list[str | None] = array.cast(pa.string()).to_pylist()
-    return values
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return _short(value)
-    return f"{value:,}" if isinstance(value, int) else figure(value)
-
-
-def _short(value: Any) -> str:
-    text = "other" if value is None else str(value)
-    return text if len(text) <= TEXT else text[: TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _plane_axis(shape: tuple[int, ...]) -> tuple[int, ...]:

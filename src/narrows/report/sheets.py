@@ -20,10 +20,11 @@ from torch import Tensor
 from narrows.fitted import Model
 from narrows.prepare.bags import Items
 from narrows.prepare.series import Series
-from narrows.report.cells import drawing, pixels_of, steps_of, texts
+from narrows.report.cells import drawing, pixels_of, steps_of
 from narrows.report.charts import overlay
 from narrows.report.pixels import data_uri
 from narrows.schema import Column, Schema
+from narrows.tasks.figures import texts
 from narrows.tasks.shares import as_shares
 
 SIDE = 48  # pixels of an image's longer side: there are many of them
