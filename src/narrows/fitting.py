@@ -58,6 +58,7 @@ class Plan:
             transform (standardize, minmax, quantile, asinh, none; own, wave, spectra; bytes, chars, words, bpe; counts,
             tfidf), or both with a space between, where the ones chosen are wrong; `*` stands for every column of
             numbers that is not named.
+        steps: to make in as many epochs as they take, where `epochs` does not say it; None for a default.
         suit: (plan, schema) -> plan, for those who choose recipe, code and network by the columns; None for nobody.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     seed: int = 0
     device: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    steps: int | None = None
     suit: Callable[[Plan, Schema], Plan] | None = None
 
     def check(self) -> None:
@@ -84,7 +86,7 @@ class Plan:
         self.training.check()
         Network.of(self.network).check()
         wishes(self.columns)
-        for name in ("latent", "epochs"):
+        for name in ("latent", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and 1 <= int(value) <= WIDEST):
                 raise SettingError(f"{name}={value!r}", f"a whole number from 1 to {WIDEST:,}")
@@ -147,7 +149,7 @@ def fit(
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
     count = stream.rows or rows.count
-    epochs = plan.epochs or default_epochs(work, count, rows.batch_size, core.steps if core else None)
+    epochs = plan.epochs or default_epochs(work, count, rows.batch_size, plan.steps)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     model.facts, model.reading = _facts(rows, plan, history, held is not None), source.reading
     if watch.snapshots:

@@ -40,13 +40,11 @@ class Core:
     Args:
         choose: (schema, rows) -> (n,) bool, the rows to train on.
         most: rows to choose from, evenly drawn where there are more.
-        steps: of training, where the plan does not say how many epochs; None takes as many as without a core.
         held: rows held out that are worth keeping apart: fewer are training rows like the others.
     """
 
     choose: Callable[[Schema, Batch], Tensor]
     most: int
-    steps: int | None = None
     held: int = 0
 
 

@@ -28,7 +28,7 @@ from narrows.prepare.series import Series, SeriesBlock, plan_series, series_of, 
 from narrows.prepare.statistics import ColumnStatistics, Statistics
 from narrows.prepare.tokens import Vocabulary, learn_vocabulary
 from narrows.prepare.transforms import LIMIT, Plan, plan_date, plan_image, plan_numbers
-from narrows.prepare.words import ANY, FITTING, IMPLIED, TRANSFORMS
+from narrows.prepare.words import ANY, ANY_SERIES, FITTING, IMPLIED, TRANSFORMS
 from narrows.schema import KINDS, Column, Kind
 
 POSSIBLE: dict[Nature, tuple[Kind, ...]] = {
@@ -76,7 +76,7 @@ class Wishes:
         """Refuses names that are no columns, and words that are no kinds or transforms."""
         for wishes, words in ((self.kinds, KINDS), (self.transforms, TRANSFORMS)):
             for name, word in wishes.items():
-                if name not in names and not (name == ANY and word in FITTING["number"]):
+                if name not in names and not (name in (ANY, ANY_SERIES) and words is TRANSFORMS):
                     raise SettingError(f"no column {name!r}", f"one of {', '.join(names)}")
                 if word not in words:
                     raise SettingError(f"column {name!r}: {word!r}", f"one of {', '.join(words)}")
@@ -104,6 +104,8 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     if not (word or wish or column.hints.kind) and _of_numbers(column):
         word = wishes.transforms.get(ANY)
         kind = "number" if word else kind
+    if not word and kind == "series":
+        word = wishes.transforms.get(ANY_SERIES)
     if word and word not in FITTING.get(kind, ()):
         known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
         raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)

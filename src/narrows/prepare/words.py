@@ -28,5 +28,5 @@ IMPLIED: dict[str, Kind] = {
 }
 """The kind that a word implies, where the user names no other."""
 
-ANY = "*"
-"""In place of a column's name: every column of numbers that no other wish names."""
+ANY, ANY_SERIES = "*", "*series"
+"""In place of a column's name: every column of numbers that no other wish names; `*series`: every series."""

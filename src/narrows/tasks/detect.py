@@ -20,10 +20,10 @@ from narrows.errors import ModelFileError, SettingError
 from narrows.fitted import Model, Part
 from narrows.schema import Batch, one_row
 from narrows.tasks.calibration import Calibration
-from narrows.tasks.judges import Codes, Evidence, Histograms, Judge, Memory, Telling
+from narrows.tasks.judges import Codes, Covariance, Evidence, Histograms, Judge, Memory, Telling
 
 PART = "detect"
-WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0}
+WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0, "covariance": 1.0}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Detector:
     Args:
         model: whose part it is.
         judges: who give evidence.
-        centers: (J,) median evidence of each against training rows.
-        scales: (J,) its spread.
+        centers: (J,) median evidence of each against training rows; 0 where evidence is added up as it is.
+        scales: (J,) its spread, or its mean there.
+        bent: whether evidence goes through asinh, so that no judge's verdict outweighs all others.
         calibration: scores of rows held out.
         threshold: above which a row is an anomaly.
         known: ordinary rows to show beside odd ones; None where rows are not compared.
@@ -60,6 +61,7 @@ class Detector:
     judges: list[Judge]
     centers: Tensor
     scales: Tensor
+    bent: bool
     calibration: Calibration
     threshold: float
     known: Batch | None = None
@@ -94,7 +96,8 @@ class Detector:
         """(n, J) what each judge adds to a score; nothing for a row of which nothing was seen."""
         totals = torch.stack([each.total.double() for each in evidence], dim=1)
         weights = torch.tensor([WEIGHTS[judge.name] for judge in self.judges], dtype=torch.float64)
-        weighed = weights * torch.asinh((totals - self.centers) / self.scales)
+        units = (totals - self.centers) / self.scales
+        weighed = weights * (torch.asinh(units) if self.bent else units)
         return weighed if rows.seen is None else weighed * rows.dense().mask().any(1, keepdim=True)
 
     def blame(self, rows: Batch) -> Blame:
@@ -128,7 +131,7 @@ class Detector:
             tensors |= {"known.numbers": self.known.numbers, "known.codes": self.known.codes}
             tensors["known.seen"] = self.known.mask()
         names = [judge.name for judge in self.judges]
-        return Part({**self.facts, "judges": names, "threshold": self.threshold}, tensors)
+        return Part({**self.facts, "judges": names, "bent": self.bent, "threshold": self.threshold}, tensors)
 
 
 def _read(model: Model, part: Part) -> Detector:
@@ -141,14 +144,14 @@ def _read(model: Model, part: Part) -> Detector:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} with NaN or infinity")
-    names, threshold = facts.pop("judges"), float(facts.pop("threshold"))
+    names, bent, threshold = facts.pop("judges"), bool(facts.pop("bent")), float(facts.pop("threshold"))
     judges = [_judge(model, name, tensorfile.under(f"{name}.", tensors)) for name in names]
     known = tensorfile.under("known.", tensors)
     rows = Batch(known["numbers"], known["codes"], known["seen"]) if known else None
     centers, scales, calibration = tensors["centers"], tensors["scales"], tensors["calibration"]
     if not judges or centers.shape != (len(judges),) or scales.shape != (len(judges),) or not (scales > 0).all():
         raise ValueError(f"{len(judges)} judges with centers {tuple(centers.shape)} and scales {tuple(scales.shape)}")
-    found = Detector(model, judges, centers, scales, Calibration.of(calibration), threshold, rows, facts)
+    found = Detector(model, judges, centers, scales, bent, Calibration.of(calibration), threshold, rows, facts)
     found.blame(one_row(model.schema))  # shapes that do not fit each other are found here, not at the user's rows
     return found
 
@@ -160,6 +163,8 @@ def _judge(model: Model, name: str, tensors: dict[str, Tensor]) -> Judge:
         return Codes.read(model, tensors)
     if name == "distance":
         return Memory.read(model.schema, tensors)
+    if name == "covariance":
+        return Covariance.read(model.schema, tensors)
     if name == "rarity":
         return Histograms.read(model.schema, tensors)
     raise ValueError(f"a judge {name!r}")

@@ -24,7 +24,7 @@ from narrows.schema import Batch
 from narrows.tasks.calibration import FEWEST, Calibration, fence, quantile
 from narrows.tasks.detect import Detector
 from narrows.tasks.diagnosis import untrained
-from narrows.tasks.judges import Codes, Histograms, Judge, Telling
+from narrows.tasks.judges import Codes, Covariance, Histograms, Judge, Telling
 from narrows.tasks.ordinary import FEW, SHARE, ordinary, remember, robust
 from narrows.tasks.space import Space
 from narrows.train.randomness import VALIDATION, generator
@@ -57,21 +57,34 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     if guard["network"] != "used" and len(judges) > 1:
         judges = [judge for judge in judges if not isinstance(judge, Telling)]
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
-    robusts = [robust(judge(sample).total) for judge in judges]
-    centers, scales = torch.tensor(robusts, dtype=torch.float64).T.contiguous()
+    bent = not any(isinstance(judge, Covariance) for judge in judges)
+    units = [_unit(judge(sample).total, bent) for judge in judges]
+    centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
     facts: dict[str, Any] = {**guard, "share": share}
-    found = Detector(model, judges, centers, scales, Calibration.of(torch.zeros(0)), 0.0, known, facts)
+    found = Detector(model, judges, centers, scales, bent, Calibration.of(torch.zeros(0)), 0.0, known, facts)
     return _calibrated(found, sample, rows.held, contamination)
 
 
 def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], Batch | None]:
-    """The judges that rows of this kind have, and ordinary rows to show."""
-    if not Space.holds(model.schema) or any(column.grid for column in model.schema):
+    """The judges that rows of this kind have, and ordinary rows to show.
+
+    Windows of series are compared as a whole, since each step of a window is much like the next.
+    """
+    schema = model.schema
+    kinds = {column.kind for column in schema if column.grid}
+    if not Space.holds(schema) or kinds - {"series"}:
         return [Codes.learn(model, sample, generator(0, VALIDATION)), Telling(model)], None
-    memory, remembered = remember(model.schema, sample)
+    memory, remembered = remember(schema, sample)
     normal = sample[remembered[chosen[remembered]]]
-    judges = [memory, Telling(model), Histograms.learn(model.schema, sample[chosen])]
-    return judges, normal.dense() if len(normal) else None
+    shown = normal.dense() if len(normal) else None
+    if kinds:
+        return [memory, Covariance.learn(memory.space, sample)], shown
+    return [memory, Telling(model), Histograms.learn(schema, sample[chosen])], shown
+
+
+def _unit(evidence: Tensor, bent: bool) -> tuple[float, float]:
+    """Where evidence (n,) begins and how it is measured: from its median by its spread, or from 0 by its mean."""
+    return robust(evidence) if bent else (0.0, float(evidence.double().mean()) or 1.0)
 
 
 def _guard(model: Model, rows: Batch) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from narrows.train.randomness import VALIDATION, generator
 
 MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
 BINS = 10
+RIDGE = 0.05  # of the mean variance of all directions, added to each
 GROUPS = 4  # of cells, hidden one after the other
 BLOCK = 4_096  # rows whose distances are held at once
 
@@ -104,7 +105,7 @@ class Memory(Judge):
         remembered = self.points.T
         squares = points.square().sum(1, keepdim=True) - 2 * points @ remembered + seen @ remembered.square()
         share = len(remembered) / seen.sum(1, keepdim=True).clamp_min(1)
-        return (squares * share).clamp_min(0).view(len(points), len(self.bandwidths), -1)
+        return (squares * share).clamp_min(0).unflatten(1, (len(self.bandwidths), -1))
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows; a cell's is its part of the distance to the rows that are near."""
@@ -127,6 +128,51 @@ class Memory(Judge):
                 for start in range(0, max(1, len(rows)), BLOCK)
             ]
         )
+
+
+class Covariance(Judge):
+    """Squared Mahalanobis distance from the mean, with every direction's variance raised by a little of their mean.
+
+    It sees what moves against the ways in which rows move together, however small it is: the one judge that finds a
+    faint change of shape in a window of a series. Unseen features count as the mean.
+
+    Args:
+        space: where rows lie.
+        mean: (F,) of the points.
+        root: (F, F) a square root of the inverse of the covariance: the distance is that of `centered @ root` from 0.
+    """
+
+    name = "covariance"
+
+    def __init__(self, space: Space, mean: Tensor, root: Tensor) -> None:
+        self.space, self.mean, self.root = space, mean, root
+
+    @classmethod
+    def learn(cls, space: Space, rows: Batch) -> Covariance:
+        """The covariance of rows (n)."""
+        points, seen = space.points(rows)
+        mean = points.sum(0) / seen.sum(0).clamp_min(1)
+        centered = ((points - mean) * seen).double()
+        values, vectors = torch.linalg.eigh(centered.T @ centered / len(points))
+        raised = values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)
+        return cls(space, mean, (vectors / raised.sqrt()).float())
+
+    @classmethod
+    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Covariance:
+        """The covariance of these tensors."""
+        return cls(Space(schema, tensors["weight"]), tensors["mean"], tensors["root"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Mean and root."""
+        return {"weight": self.space.weight, "mean": self.mean, "root": self.root}
+
+    def __call__(self, rows: Batch) -> Evidence:
+        """The evidence against rows; a cell's is its deviation times how that pulls, where it pulls outward."""
+        points, seen = self.space.points(rows)
+        centered = (points - self.mean) * seen
+        along = centered @ self.root
+        pulls = centered * (along @ self.root.T)
+        return Evidence(along.square().sum(1), self.space.cells(pulls.clamp_min(0)))
 
 
 class Histograms(Judge):

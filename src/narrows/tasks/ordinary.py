@@ -26,6 +26,7 @@ RECIPE = "masked:rate=0.6,patch=1,vary=true,shown=0.1,stagger=true"
 NETWORK, LATENT = Dense(hidden=(64,), members=8), 8
 SHARE = 0.5  # of the rows
 STEPS = 100  # of training: more teach the network what it should find odd
+SERIES_STEPS = 300  # of what tells the expected values of series: their scores go without
 MOST = 65_536  # rows that the core is chosen from
 FEW = 20  # rows of which nothing can be said
 
@@ -33,14 +34,15 @@ FEW = 20  # rows of which nothing can be said
 def suit(plan: Plan, schema: Schema) -> Plan:
     """The plan as detecting wants it, where the user left it open: an ensemble of small networks for tables."""
     if any(column.grid for column in schema):
-        return replace(plan, recipe="plain") if plan.recipe == RECIPE else plan
+        steps = SERIES_STEPS if any(column.kind == "series" for column in schema) else None
+        return replace(plan, recipe="plain", steps=steps) if plan.recipe == RECIPE else plan
     own = Network.of(plan.network) == Network() and plan.recipe == RECIPE
-    return replace(plan, network=NETWORK, latent=plan.latent or LATENT) if own else plan
+    return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=STEPS) if own else plan
 
 
 def core(share: float = SHARE) -> Core:
     """The rows to train on: a share of those that look most ordinary; 1 takes them all, where all are known to be."""
-    return Core(lambda schema, rows: ordinary(schema, rows, share), MOST, STEPS)
+    return Core(lambda schema, rows: ordinary(schema, rows, share), MOST)
 
 
 def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:

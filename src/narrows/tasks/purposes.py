@@ -13,6 +13,7 @@ from typing import Literal
 
 from narrows.errors import SettingError
 from narrows.fitting import Learner, Plan
+from narrows.prepare.words import ANY, ANY_SERIES
 from narrows.rows import Core
 from narrows.tasks.calibration import FEWEST
 from narrows.tasks.detect import PART as DETECT
@@ -64,7 +65,7 @@ def _to_detect(plan: Plan) -> Plan:
     training = plan.training
     if training.validation is None:
         training = replace(training, validation=CALIBRATING)
-    return replace(plan, columns={"*": "asinh", **plan.columns}, training=training, suit=suit)
+    return replace(plan, columns={ANY: "asinh", ANY_SERIES: "minmax", **plan.columns}, training=training, suit=suit)
 
 
 PURPOSES = {
