@@ -57,7 +57,7 @@ def denoised(model: Model, source: Source, fill: bool = True) -> Rows:
         return
     for raw, batch in model.batches(source):
         clean = model.rows(model.codes(batch))
-        yield raw, clean if fill else _with_holes(model, clean, batch)
+        yield raw, clean if fill else with_holes(model, clean, batch)
 
 
 def denoise_whole(model: Model, array: Array, *, fill: bool = True) -> Array:
@@ -160,7 +160,7 @@ def _series(model: Model, column: pa.Array) -> list[Array]:
     return np.split(values, ragged.offsets[1:-1])
 
 
-def _with_holes(model: Model, clean: pa.RecordBatch, batch: Batch) -> pa.RecordBatch:
+def with_holes(model: Model, clean: pa.RecordBatch, batch: Batch) -> pa.RecordBatch:
     """Clean rows without what was missing of them: cells of arrays, else whole values."""
     if batch.seen is None:
         return clean

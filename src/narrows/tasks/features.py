@@ -26,8 +26,7 @@ def in_blocks(batches: Iterable[Batch], schema: Schema, rows: int) -> Iterator[B
         schema: of the rows.
         rows: at most.
     """
-    step = max(1, min(rows, CELLS // max(schema.cells, features_of(schema), 1)))
-    step = step // PASS * PASS or step
+    step = at_once(schema, rows)
     waiting: list[Batch] = []
     for batch in batches:
         for start in range(0, len(batch), step):
@@ -38,6 +37,12 @@ def in_blocks(batches: Iterable[Batch], schema: Schema, rows: int) -> Iterator[B
             waiting.append(part)
     if waiting:
         yield _joined(waiting)
+
+
+def at_once(schema: Schema, rows: int) -> int:
+    """How many rows, but no more than `rows`, have cells and features that can all be written out at a time."""
+    step = max(1, min(rows, CELLS // max(schema.cells, features_of(schema), 1)))
+    return step // PASS * PASS or step
 
 
 def _joined(batches: list[Batch]) -> Batch:
