@@ -142,8 +142,7 @@ def fit(
     module.latent.check(rows.count)
     stream, held = rows.streams(device, weight, core)
     model = Model(rows.preparer, module.to(device), recipe, latent, None if modules else network, {})
-    about: dict[str, Any] = {"data": source.name, "data_fingerprint": rows.fingerprint}
-    about |= {"recipe": str(recipe), "latent": latent, "network": asdict(network)}
+    about = _about(rows, recipe, latent, network)
     watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
@@ -157,6 +156,12 @@ def fit(
     for name, learner in (learn or {}).items():  # in order: a later one may use what an earlier one learnt
         model.parts[name] = learner(model, rows.prepared())
     return model
+
+
+def _about(rows: Rows, recipe: Recipe, latent: int, network: Network) -> dict[str, Any]:
+    """What a run that is gone on with must share with this one."""
+    facts: dict[str, Any] = {"data": rows.source.name, "data_fingerprint": rows.fingerprint}
+    return facts | {"recipe": str(recipe), "latent": latent, "network": asdict(network)}
 
 
 def _snapshots(model: Model, held: Stream | None) -> Snapshots | None:
