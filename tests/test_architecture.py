@@ -35,6 +35,7 @@ ALLOWED = {
     "containers": DATA,
     "estimators": NOUNS | MODEL | DATA | WAIST | {"tasks", "containers"},
     "denoiser": NOUNS | DATA | {"networks", "train", "estimators"},
+    "detector": NOUNS | {"sources", "tasks", "containers", "estimators"},
     "options": {"errors", "files"},
     "applied": {"options"} | NOUNS | DATA | WAIST,
     "verbs": {"options", "applied"} | NOUNS | MODEL | DATA | WAIST | {"tasks", "report"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrows.denoiser import Denoiser
+    from narrows.detector import AnomalyDetector
     from narrows.errors import DataError, ModelFileError, NarrowsError, SettingError, TrainingError
     from narrows.estimators import Autoencoder, Generator
     from narrows.fitted import Model, load
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from narrows.tasks.generate import generate, interpolate
     from narrows.tasks.prior import keep_prior, learn_prior, prior_of
     from narrows.tasks.probe import Probe, probe
+    from narrows.tasks.verdicts import detect
     from narrows.train.settings import Training, Watch
 
 # Torch's OpenMP threads spin for milliseconds at the end of every product. Where another program has one of the cores,
@@ -46,6 +48,7 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AnomalyDetector": "narrows.detector",
     "Autoencoder": "narrows.estimators",
     "Conv": "narrows.networks.conv",
     "DataError": "narrows.errors",
@@ -69,6 +72,7 @@ _HOMES = {
     "Watch": "narrows.train.settings",
     "denoise": "narrows.tasks.denoise",
     "denoise_whole": "narrows.tasks.denoise",
+    "detect": "narrows.tasks.verdicts",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
     "generate": "narrows.tasks.generate",
@@ -84,6 +88,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnomalyDetector",
     "Autoencoder",
     "Conv",
     "DataError",
@@ -108,6 +113,7 @@ __all__ = [
     "__version__",
     "denoise",
     "denoise_whole",
+    "detect",
     "evaluate",
     "fit",
     "generate",

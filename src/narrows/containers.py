@@ -53,6 +53,18 @@ def as_fitted(rows: Any, container: Container) -> Any:
     return sparse.csr_array(rows) if bags else rows
 
 
+def framed(table: pa.Table, like: Any) -> Any:
+    """A table of answers to rows: as a data frame with their index for one of pandas, of polars for one of polars."""
+    polars = sys.modules.get("polars")
+    if polars is not None and isinstance(like, polars.DataFrame):
+        return polars.from_arrow(table)
+    if not is_pandas(like):
+        return table
+    frame = table.to_pandas()
+    frame.index = like.index
+    return frame
+
+
 def is_pandas(rows: Any) -> bool:
     """Whether rows are a data frame of pandas, which is not imported to find out."""
     pandas = sys.modules.get("pandas")

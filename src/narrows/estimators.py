@@ -24,7 +24,7 @@ from narrows.errors import SettingError
 from narrows.fitting import Plan, fit
 from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
-from narrows.sources.source import Source
+from narrows.sources.source import Source, open_source
 from narrows.tasks.denoise import denoise
 from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.generate import generate
@@ -111,14 +111,19 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         purpose = self._purpose()
         plan, core, learn = purpose.settle(self._plan()), purpose.core, {**LEARNT, **purpose.learn}
         given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules}
-        self.model_ = fit(rows, plan, learn=learn, core=core, watch=watch, **given)
+        source = open_source(rows)
+        self.model_ = fit(source, plan, learn=learn, core=core, watch=watch, **given)
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
             self.n_features_in_ = len(self.feature_names_in_)
         self._container = container_of(X, rows)
         self._n_features_out = self.model_.code_size
+        self._fitted(source)
         return self
+
+    def _fitted(self, source: Source) -> None:
+        """What is kept of the training rows, once there is a model of them; nothing."""
 
     def transform(self, X: Any) -> np.ndarray:
         """(n, code size) float32 codes of rows."""
