@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from narrows.schema import Batch, Column, Schema, Sparse
+from narrows.tasks.distances import Codes, Memory, nearest
 from narrows.tasks.features import features
-from narrows.tasks.judges import BINS, Codes, Histograms, Memory, Telling, hides
+from narrows.tasks.judges import BINS, Histograms, Telling, hides
 from narrows.tasks.space import Space
 from small_models import small_model
 
@@ -164,13 +165,12 @@ def test_one_far_cell_has_nearly_all_of_the_distance():
 def test_the_nearest_row_is_found_as_by_brute_force():
     known, new = table(70, 0), table(50, 1)
     space = Space.of(SCHEMA, known)
-    memory = Memory(space, torch.zeros(16, 7), torch.ones(1)).among(known)
     here, there = space.points(new)[0], space.points(known)[0]
     squares = (here[:, None] - there[None]).double().square().sum(2)
-    found = memory.nearest(new)
+    found = nearest(space, known, new)
     assert found.tolist() == squares.argmin(1).tolist()
-    assert memory.nearest(known).tolist() == [int(row) for row in torch.cdist(there, there).argmin(1)]
-    assert len(memory.nearest(new[:0])) == 0
+    assert nearest(space, known, known).tolist() == [int(row) for row in torch.cdist(there, there).argmin(1)]
+    assert len(nearest(space, known, new[:0])) == 0
 
 
 # histograms

@@ -20,10 +20,12 @@ from narrows.errors import ModelFileError, SettingError
 from narrows.fitted import Model, Part
 from narrows.schema import Batch, one_row
 from narrows.tasks.calibration import Calibration
-from narrows.tasks.judges import Codes, Covariance, Evidence, Histograms, Judge, Memory, Telling
+from narrows.tasks.distances import Codes, Covariance, Memory, Neighbors, nearest
+from narrows.tasks.judges import Evidence, Histograms, Judge, Telling
 
 PART = "detect"
-WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0, "covariance": 1.0}
+FEW = 16  # rows
+WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0, "covariance": 1.0, "neighbors": 4.0}
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ class Detector:
             raise ModelFileError(f"part {PART} of the model: {error}", "what a fit for detecting learns") from None
 
     def evidence(self, rows: Batch) -> list[Evidence]:
-        """What each judge says of rows."""
-        return [judge(rows) for judge in self.judges]
+        """What each judge says of rows; of a few among copies of them, since products of few rows round differently."""
+        count = len(rows)
+        if 0 < count < FEW:
+            rows = rows[torch.arange(FEW) % count]
+        found = [judge(rows) for judge in self.judges]
+        return [Evidence(each.total[:count], each.cells[:count]) for each in found]
 
     def scores(self, rows: Batch) -> Tensor:
         """(n,) float64: higher is more abnormal; around 0 are rows in the middle of those of training."""
@@ -117,10 +123,8 @@ class Detector:
 
     def normal(self, rows: Batch) -> Batch | None:
         """The nearest of the known ordinary rows, for each row; None where rows are not compared."""
-        memory = next((judge for judge in self.judges if isinstance(judge, Memory)), None)
-        if memory is None or self.known is None:
-            return None
-        return self.known[memory.among(self.known).nearest(rows)]
+        spaces = [judge.space for judge in self.judges if isinstance(judge, Memory | Neighbors)]
+        return self.known[nearest(spaces[0], self.known, rows)] if spaces and self.known is not None else None
 
     def part(self) -> Part:
         """Everything but the model, for its file."""
@@ -161,10 +165,8 @@ def _judge(model: Model, name: str, tensors: dict[str, Tensor]) -> Judge:
         return Telling(model)
     if name == "code":
         return Codes.read(model, tensors)
-    if name == "distance":
-        return Memory.read(model.schema, tensors)
-    if name == "covariance":
-        return Covariance.read(model.schema, tensors)
-    if name == "rarity":
-        return Histograms.read(model.schema, tensors)
+    kinds: tuple[type[Memory | Neighbors | Covariance | Histograms], ...] = (Memory, Neighbors, Covariance, Histograms)
+    for kind in kinds:
+        if kind.name == name:
+            return kind.read(model.schema, tensors)
     raise ValueError(f"a judge {name!r}")

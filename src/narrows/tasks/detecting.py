@@ -24,7 +24,8 @@ from narrows.schema import Batch
 from narrows.tasks.calibration import FEWEST, Calibration, fence, quantile
 from narrows.tasks.detect import Detector
 from narrows.tasks.diagnosis import untrained
-from narrows.tasks.judges import Codes, Covariance, Histograms, Judge, Telling
+from narrows.tasks.distances import Codes, Covariance, Neighbors
+from narrows.tasks.judges import Histograms, Judge, Telling
 from narrows.tasks.ordinary import FEW, SHARE, ordinary, remember, robust
 from narrows.tasks.space import Space
 from narrows.train.randomness import VALIDATION, generator
@@ -49,8 +50,11 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     for batch in rows:
         thinned.add(batch)
     sample = thinned.batch()
-    if sample is None or len(sample) < FEW:
-        raise DataError(f"{0 if sample is None else len(sample)} rows to detect anomalies by", f"at least {FEW}")
+    if sample is None:
+        raise DataError("no rows to detect anomalies by", f"at least {FEW}")
+    if len(sample) < FEW:
+        text = f"{len(sample)} rows say little of what is ordinary: scores are rough below {FEW}"
+        warnings.warn(text, FitWarning, stacklevel=3)
     chosen = ordinary(model.schema, sample, share)
     judges, known = _judges(model, sample, chosen)
     guard = _guard(model, sample[chosen])
@@ -58,7 +62,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
         judges = [judge for judge in judges if not isinstance(judge, Telling)]
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
     bent = not any(isinstance(judge, Covariance) for judge in judges)
-    units = [_unit(judge(sample).total, bent) for judge in judges]
+    units = [_unit(judge.typical(sample), bent) for judge in judges]
     centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
     facts: dict[str, Any] = {**guard, "share": share}
     found = Detector(model, judges, centers, scales, bent, Calibration.of(torch.zeros(0)), 0.0, known, facts)
@@ -79,6 +83,8 @@ def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], B
     shown = normal.dense() if len(normal) else None
     if kinds:
         return [memory, Covariance.learn(memory.space, sample)], shown
+    if bool(chosen.all()):
+        return [Neighbors.learn(memory.space, sample), Telling(model), Histograms.learn(schema, sample)], shown
     return [memory, Telling(model), Histograms.learn(schema, sample[chosen])], shown
 
 

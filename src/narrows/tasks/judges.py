@@ -1,10 +1,10 @@
-"""The judges of a row: how far it is from random rows, how rare its cells are, how badly they are told.
+"""The judges of a row, and two of them: how rare its cells are one by one, and how badly they are told from each other.
 
-    rows -> Memory | Histograms | Telling | Codes -> (n,) evidence against each row, (n, C) what each cell gave of it
+    rows -> judge -> (n,) evidence against each row, and (n, C) what each cell gave of it
 
-Each looks at what the others miss. Distance to a few rows drawn at random is robust, since odd rows are few (Sugiyama &
-Borgwardt 2013); columns taken one by one see a rare value in any of them (Goldstein & Dengel 2012); a network that
-tells hidden cells from the others sees the odd combination. Weighing and adding them up is for `detect`.
+Each looks at what the others miss. Columns taken one by one see a rare value in any of them (Goldstein & Dengel 2012);
+a network that tells hidden cells from the others sees the odd combination; judges that compare whole rows are in
+`tasks.distances`. Weighing them and adding them up is for `detect`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from torch import Tensor
 
 from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
-from narrows.schema import Batch, Column, Schema
-from narrows.tasks.space import Space
+from narrows.schema import Batch, Schema
 from narrows.train.randomness import VALIDATION, generator
 
-MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
 BINS = 10
-RIDGE = 0.05  # of the mean variance of all directions, added to each
 GROUPS = 4  # of cells, hidden one after the other
-BLOCK = 4_096  # rows whose distances are held at once
 
 
 @dataclass(frozen=True)
@@ -52,127 +48,13 @@ class Judge(ABC):
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows."""
 
+    def typical(self, rows: Batch) -> Tensor:
+        """(n,) what it says of the rows that it learnt from."""
+        return self(rows).total
+
     def tensors(self) -> dict[str, Tensor]:
         """What it learnt, by name; `read` of its class takes it back."""
         return {}
-
-
-class Memory(Judge):
-    """-log density of a mixture around few rows drawn at random, averaged over such memories.
-
-    The bandwidth of each memory is the median squared distance from a row to the nearest of its rows.
-
-    Args:
-        space: where rows lie.
-        points: (E * S, F) the rows that are remembered, E memories of S.
-        bandwidths: (E,) each above 0.
-    """
-
-    name = "distance"
-
-    def __init__(self, space: Space, points: Tensor, bandwidths: Tensor) -> None:
-        self.space, self.points, self.bandwidths = space, points, bandwidths
-
-    @classmethod
-    def learn(cls, space: Space, rows: Batch, draws: torch.Generator) -> tuple[Memory, Tensor]:
-        """A memory of rows (n), and which of them it remembers (E * S,)."""
-        points, seen = space.points(rows)
-        chosen = torch.stack([torch.randperm(len(rows), generator=draws)[:SIZE] for _ in range(MEMBERS)])
-        memory = cls(space, points[chosen.flatten()], torch.ones(MEMBERS))
-        nearest = torch.cat(
-            [
-                memory.distances(some, there).min(-1).values
-                for some, there in zip(torch.split(points, BLOCK), torch.split(seen, BLOCK), strict=True)
-            ]
-        )
-        return cls(space, memory.points, nearest.median(0).values.clamp_min(1e-6)), chosen.flatten()
-
-    @classmethod
-    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Memory:
-        """The memory of these tensors."""
-        return cls(Space(schema, tensors["weight"]), tensors["points"], tensors["bandwidths"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is remembered."""
-        return {"weight": self.space.weight, "points": self.points, "bandwidths": self.bandwidths}
-
-    def among(self, rows: Batch) -> Memory:
-        """A memory in the same space of these rows, for asking which of them is nearest."""
-        return Memory(self.space, self.space.points(rows)[0], torch.ones(1))
-
-    def distances(self, points: Tensor, seen: Tensor) -> Tensor:
-        """(n, E, S) squared distances, scaled up to all features where only some were seen."""
-        remembered = self.points.T
-        squares = points.square().sum(1, keepdim=True) - 2 * points @ remembered + seen @ remembered.square()
-        share = len(remembered) / seen.sum(1, keepdim=True).clamp_min(1)
-        return (squares * share).clamp_min(0).unflatten(1, (len(self.bandwidths), -1))
-
-    def __call__(self, rows: Batch) -> Evidence:
-        """The evidence against rows; a cell's is its part of the distance to the rows that are near."""
-        found = [self._evidence(rows[start : start + BLOCK]) for start in range(0, max(1, len(rows)), BLOCK)]
-        return Evidence(torch.cat([each.total for each in found]), torch.cat([each.cells for each in found]))
-
-    def _evidence(self, rows: Batch) -> Evidence:
-        points, seen = self.space.points(rows)
-        close = -self.distances(points, seen) / (2 * self.bandwidths[:, None])
-        near = (close.softmax(2) / (2 * self.bandwidths[:, None])).flatten(1) / len(self.bandwidths)
-        middle, square = near @ self.points, near @ self.points.square()
-        apart = (near.sum(1, keepdim=True) * points.square() - 2 * points * middle + square) * seen
-        return Evidence(-torch.logsumexp(close, 2).mean(1), self.space.cells(apart.clamp_min(0)))
-
-    def nearest(self, rows: Batch) -> Tensor:
-        """(n,) which of the remembered rows is nearest."""
-        return torch.cat(
-            [
-                self.distances(*self.space.points(rows[start : start + BLOCK])).flatten(1).argmin(1)
-                for start in range(0, max(1, len(rows)), BLOCK)
-            ]
-        )
-
-
-class Covariance(Judge):
-    """Squared Mahalanobis distance from the mean, with every direction's variance raised by a little of their mean.
-
-    It sees what moves against the ways in which rows move together, however small it is: the one judge that finds a
-    faint change of shape in a window of a series. Unseen features count as the mean.
-
-    Args:
-        space: where rows lie.
-        mean: (F,) of the points.
-        root: (F, F) a square root of the inverse of the covariance: the distance is that of `centered @ root` from 0.
-    """
-
-    name = "covariance"
-
-    def __init__(self, space: Space, mean: Tensor, root: Tensor) -> None:
-        self.space, self.mean, self.root = space, mean, root
-
-    @classmethod
-    def learn(cls, space: Space, rows: Batch) -> Covariance:
-        """The covariance of rows (n)."""
-        points, seen = space.points(rows)
-        mean = points.sum(0) / seen.sum(0).clamp_min(1)
-        centered = ((points - mean) * seen).double()
-        values, vectors = torch.linalg.eigh(centered.T @ centered / len(points))
-        raised = values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)
-        return cls(space, mean, (vectors / raised.sqrt()).float())
-
-    @classmethod
-    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Covariance:
-        """The covariance of these tensors."""
-        return cls(Space(schema, tensors["weight"]), tensors["mean"], tensors["root"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Mean and root."""
-        return {"weight": self.space.weight, "mean": self.mean, "root": self.root}
-
-    def __call__(self, rows: Batch) -> Evidence:
-        """The evidence against rows; a cell's is its deviation times how that pulls, where it pulls outward."""
-        points, seen = self.space.points(rows)
-        centered = (points - self.mean) * seen
-        along = centered @ self.root
-        pulls = centered * (along @ self.root.T)
-        return Evidence(along.square().sum(1), self.space.cells(pulls.clamp_min(0)))
 
 
 class Histograms(Judge):
@@ -305,49 +187,6 @@ class Telling(Judge):
         if self.model.members:
             numbers, codes = numbers.mean(0), codes.mode(0).values
         return torch.cat([numbers.double(), codes.double()], dim=1)
-
-
-class Codes(Judge):
-    """How far a row's code is from those of random rows: for rows that are too wide to be compared themselves.
-
-    Args:
-        model: a fitted model.
-        memory: of codes, whose numbers are columns there.
-    """
-
-    name = "code"
-
-    def __init__(self, model: Model, memory: Memory) -> None:
-        self.model, self.memory = model, memory
-
-    @classmethod
-    def learn(cls, model: Model, rows: Batch, draws: torch.Generator) -> Codes:
-        """A memory of the codes of rows, each number of a code weighed by its spread."""
-        codes = model.codes(rows)
-        weight = 1 / codes.std(0, correction=0).clamp_min(1e-6)
-        return cls(model, Memory.learn(Space(_numbers(model.code_size), weight), _as_rows(codes), draws)[0])
-
-    @classmethod
-    def read(cls, model: Model, tensors: Mapping[str, Tensor]) -> Codes:
-        """The memory of these tensors."""
-        return cls(model, Memory.read(_numbers(model.code_size), tensors))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is remembered."""
-        return self.memory.tensors()
-
-    def __call__(self, rows: Batch) -> Evidence:
-        """The evidence against rows, for which no cell is to blame."""
-        total = self.memory(_as_rows(self.model.codes(rows))).total
-        return Evidence(total, total.new_zeros(len(total), self.model.schema.cells))
-
-
-def _numbers(size: int) -> Schema:
-    return Schema(tuple(Column(str(place), "number", "float", width=1) for place in range(size)))
-
-
-def _as_rows(codes: Tensor) -> Batch:
-    return Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
 
 
 def hides(module: AutoencoderModule) -> bool:

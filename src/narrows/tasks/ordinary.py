@@ -18,7 +18,8 @@ from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.rows import Core
 from narrows.schema import Batch, Schema
-from narrows.tasks.judges import Histograms, Judge, Memory
+from narrows.tasks.distances import Memory
+from narrows.tasks.judges import Histograms, Judge
 from narrows.tasks.space import Space
 from narrows.train.randomness import VALIDATION, generator
 
@@ -28,16 +29,17 @@ SHARE = 0.5  # of the rows
 STEPS = 100  # of training: more teach the network what it should find odd
 SERIES_STEPS = 300  # of what tells the expected values of series: their scores go without
 MOST = 65_536  # rows that the core is chosen from
-FEW = 20  # rows of which nothing can be said
+FEW = 20  # rows of which little can be said
 
 
-def suit(plan: Plan, schema: Schema) -> Plan:
+def suit(plan: Plan, schema: Schema, all_normal: bool = False) -> Plan:
     """The plan as detecting wants it, where the user left it open: an ensemble of small networks for tables."""
     if any(column.grid for column in schema):
         steps = SERIES_STEPS if any(column.kind == "series" for column in schema) else None
         return replace(plan, recipe="plain", steps=steps) if plan.recipe == RECIPE else plan
+    steps = 4 * STEPS if all_normal else STEPS
     own = Network.of(plan.network) == Network() and plan.recipe == RECIPE
-    return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=STEPS) if own else plan
+    return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=steps) if own else plan
 
 
 def core(share: float = SHARE) -> Core:
@@ -49,10 +51,10 @@ def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:
     """(n,) bool: the rows that screening finds the most ordinary; all of those it cannot compare.
 
     Raises:
-        DataError: for so few that there is nothing to compare with.
+        DataError: for a lone one, which there is nothing to compare with.
     """
-    if len(rows) < FEW:
-        raise DataError(f"{len(rows)} rows to learn what is ordinary from", f"at least {FEW}")
+    if len(rows) < 2:
+        raise DataError(f"{len(rows)} sample to learn what is ordinary from", f"at least {FEW} rows")
     if share >= 1 or not Space.holds(schema):
         return torch.ones(len(rows), dtype=torch.bool)
     screens: list[Judge] = [remember(schema, rows)[0], Histograms.learn(schema, rows)]

@@ -58,14 +58,17 @@ def detection(contamination: Contamination = "auto", all_normal: bool = False) -
         raise SettingError(f"contamination={contamination!r}", "auto, or a share above 0 and up to 0.5, such as 0.05")
     share = 1.0 if all_normal else SHARE
     learn = partial(learn_detector, share=share, contamination=None if auto else float(contamination))
-    return Purpose(RECIPE, {DETECT: learn}, replace(core(share), held=FEWEST), _to_detect)
+    return Purpose(
+        RECIPE, {DETECT: learn}, replace(core(share), held=FEWEST), partial(_to_detect, all_normal=all_normal)
+    )
 
 
-def _to_detect(plan: Plan) -> Plan:
+def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     training = plan.training
     if training.validation is None:
         training = replace(training, validation=CALIBRATING)
-    return replace(plan, columns={ANY: "asinh", ANY_SERIES: "minmax", **plan.columns}, training=training, suit=suit)
+    columns = {ANY: "minmax" if all_normal else "asinh", ANY_SERIES: "minmax", **plan.columns}
+    return replace(plan, columns=columns, training=training, suit=partial(suit, all_normal=all_normal))
 
 
 PURPOSES = {

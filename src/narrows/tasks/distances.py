@@ -1,0 +1,244 @@
+"""Judges that compare rows as points: with few rows drawn at random, with their neighbors, with the cloud as a whole.
+
+    rows -> points -> Memory | Neighbors | Covariance -> evidence          rows -> codes -> Codes -> evidence
+
+Distance to a few rows drawn at random is robust, since odd rows are few (Sugiyama & Borgwardt 2013); distance to the
+nearest rows knows more, where these are normal (Ramaswamy et al. 2000); distance from the cloud sees faint changes in
+how columns move together. Rows too wide to be compared are compared by their codes. What this file does not know:
+which judges are asked, and what their word is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from narrows.fitted import Model
+from narrows.schema import Batch, Column, Schema
+from narrows.tasks.judges import Evidence, Judge
+from narrows.tasks.space import Space
+
+MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
+NEAREST = 5
+REMEMBERED, MEMORY = 8_192, 1 << 22  # rows that neighbors are looked for among, and numbers of all of them
+RIDGE = 0.05  # of the mean variance of all directions, added to each
+BLOCK = 1_024  # rows whose distances are held at once
+
+
+class Memory(Judge):
+    """-log density of a mixture around few rows drawn at random, averaged over such memories.
+
+    The bandwidth of each memory is the median squared distance from a row to the nearest of its rows.
+
+    Args:
+        space: where rows lie.
+        points: (E * S, F) the rows that are remembered, E memories of S.
+        bandwidths: (E,) each above 0.
+    """
+
+    name = "distance"
+
+    def __init__(self, space: Space, points: Tensor, bandwidths: Tensor) -> None:
+        self.space, self.points, self.bandwidths = space, points, bandwidths
+
+    @classmethod
+    def learn(cls, space: Space, rows: Batch, draws: torch.Generator) -> tuple[Memory, Tensor]:
+        """A memory of rows (n), and which of them it remembers (E * S,)."""
+        points, seen = space.points(rows)
+        chosen = torch.stack([torch.randperm(len(rows), generator=draws)[:SIZE] for _ in range(MEMBERS)])
+        memory = cls(space, points[chosen.flatten()], torch.ones(MEMBERS))
+        nearest = torch.cat(
+            [
+                memory.distances(some, there).min(-1).values
+                for some, there in zip(torch.split(points, BLOCK), torch.split(seen, BLOCK), strict=True)
+            ]
+        )
+        return cls(space, memory.points, nearest.median(0).values.clamp_min(1e-6)), chosen.flatten()
+
+    @classmethod
+    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Memory:
+        """The memory of these tensors."""
+        return cls(Space(schema, tensors["weight"]), tensors["points"], tensors["bandwidths"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered."""
+        return {"weight": self.space.weight, "points": self.points, "bandwidths": self.bandwidths}
+
+    def distances(self, points: Tensor, seen: Tensor) -> Tensor:
+        """(n, E, S) squared distances."""
+        apart = squared_distances(points, seen, self.points)
+        return apart.view(len(apart), len(self.bandwidths), len(self.points) // len(self.bandwidths))
+
+    def __call__(self, rows: Batch) -> Evidence:
+        """The evidence against rows; a cell's is its part of the distance to the rows that are near."""
+        return _in_blocks(rows, self._evidence)
+
+    def _evidence(self, rows: Batch) -> Evidence:
+        points, seen = self.space.points(rows)
+        close = -self.distances(points, seen) / (2 * self.bandwidths[:, None])
+        near = (close.softmax(2) / (2 * self.bandwidths[:, None])).flatten(1) / len(self.bandwidths)
+        middle, square = near @ self.points, near @ self.points.square()
+        apart = (near.sum(1, keepdim=True) * points.square() - 2 * points * middle + square) * seen
+        return Evidence(-torch.logsumexp(close, 2).mean(1), self.space.cells(apart.clamp_min(0)))
+
+
+class Neighbors(Judge):
+    """Mean distance to the five nearest of the rows that were learnt from (Ramaswamy et al. 2000).
+
+    Where all of these are normal, near any of them is normal, which knows more than a small memory. Where they are not,
+    anomalies that come in groups are near each other.
+
+    Args:
+        space: where rows lie.
+        points: (R, F) the rows learnt from.
+    """
+
+    name = "neighbors"
+
+    def __init__(self, space: Space, points: Tensor) -> None:
+        self.space, self.points = space, points
+
+    @classmethod
+    def learn(cls, space: Space, rows: Batch) -> Neighbors:
+        """The neighbors that rows (n) will be, evenly drawn where they are too many."""
+        some = max(NEAREST + 1, min(len(rows), REMEMBERED, MEMORY // len(space.weight)))
+        return cls(space, space.points(rows[torch.linspace(0, len(rows) - 1, some).round().long()])[0])
+
+    @classmethod
+    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Neighbors:
+        """The neighbors of these tensors."""
+        return cls(Space(schema, tensors["weight"]), tensors["points"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The rows learnt from."""
+        return {"weight": self.space.weight, "points": self.points}
+
+    def typical(self, rows: Batch) -> Tensor:
+        """What it says of the rows learnt from, each without itself."""
+        near = [self._near(some, torch.ones_like(some), NEAREST + 1) for some in torch.split(self.points, BLOCK)]
+        return torch.cat([squares[:, 1:].sqrt().mean(1) for squares, _ in near])
+
+    def __call__(self, rows: Batch) -> Evidence:
+        """The evidence against rows; a cell's is its part of the squared distances."""
+        return _in_blocks(rows, self._evidence)
+
+    def _evidence(self, rows: Batch) -> Evidence:
+        points, seen = self.space.points(rows)
+        squares, near = self._near(points, seen, NEAREST)
+        apart = (points[:, None] - self.points[near]).square().mean(1) * seen
+        return Evidence(squares.sqrt().mean(1), self.space.cells(apart))
+
+    def _near(self, points: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(n, count) squared distances to the nearest, nearest first, and which they are."""
+        found = squared_distances(points, seen, self.points).topk(count, dim=1, largest=False)
+        return found.values, found.indices
+
+
+class Covariance(Judge):
+    """Squared Mahalanobis distance from the mean, with every direction's variance raised by a little of their mean.
+
+    It sees what moves against the ways in which rows move together, however small it is: the one judge that finds a
+    faint change of shape in a window of a series. Unseen features count as the mean.
+
+    Args:
+        space: where rows lie.
+        mean: (F,) of the points.
+        root: (F, F) a square root of the inverse of the covariance: the distance is that of `centered @ root` from 0.
+    """
+
+    name = "covariance"
+
+    def __init__(self, space: Space, mean: Tensor, root: Tensor) -> None:
+        self.space, self.mean, self.root = space, mean, root
+
+    @classmethod
+    def learn(cls, space: Space, rows: Batch) -> Covariance:
+        """The covariance of rows (n)."""
+        points, seen = space.points(rows)
+        mean = points.sum(0) / seen.sum(0).clamp_min(1)
+        centered = ((points - mean) * seen).double()
+        values, vectors = torch.linalg.eigh(centered.T @ centered / len(points))
+        raised = values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)
+        return cls(space, mean, (vectors / raised.sqrt()).float())
+
+    @classmethod
+    def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Covariance:
+        """The covariance of these tensors."""
+        return cls(Space(schema, tensors["weight"]), tensors["mean"], tensors["root"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Mean and root."""
+        return {"weight": self.space.weight, "mean": self.mean, "root": self.root}
+
+    def __call__(self, rows: Batch) -> Evidence:
+        """The evidence against rows; a cell's is its deviation times how that pulls, where it pulls outward."""
+        points, seen = self.space.points(rows)
+        centered = (points - self.mean) * seen
+        along = centered @ self.root
+        pulls = centered * (along @ self.root.T)
+        return Evidence(along.square().sum(1), self.space.cells(pulls.clamp_min(0)))
+
+
+class Codes(Judge):
+    """How far a row's code is from those of random rows: for rows that are too wide to be compared themselves.
+
+    Args:
+        model: a fitted model.
+        memory: of codes, whose numbers are columns there.
+    """
+
+    name = "code"
+
+    def __init__(self, model: Model, memory: Memory) -> None:
+        self.model, self.memory = model, memory
+
+    @classmethod
+    def learn(cls, model: Model, rows: Batch, draws: torch.Generator) -> Codes:
+        """A memory of the codes of rows, each number of a code weighed by its spread."""
+        codes = model.codes(rows)
+        weight = 1 / codes.std(0, correction=0).clamp_min(1e-6)
+        return cls(model, Memory.learn(Space(_numbers(model.code_size), weight), _as_rows(codes), draws)[0])
+
+    @classmethod
+    def read(cls, model: Model, tensors: Mapping[str, Tensor]) -> Codes:
+        """The memory of these tensors."""
+        return cls(model, Memory.read(_numbers(model.code_size), tensors))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered."""
+        return self.memory.tensors()
+
+    def __call__(self, rows: Batch) -> Evidence:
+        """The evidence against rows, for which no cell is to blame."""
+        total = self.memory(_as_rows(self.model.codes(rows))).total
+        return Evidence(total, total.new_zeros(len(total), self.model.schema.cells))
+
+
+def squared_distances(points: Tensor, seen: Tensor, others: Tensor) -> Tensor:
+    """(n, R) squared distances from points (n, F) to others (R, F), scaled up where only some features were seen."""
+    squares = points.square().sum(1, keepdim=True) - 2 * points @ others.T + seen @ others.square().T
+    share = others.shape[1] / seen.sum(1, keepdim=True).clamp_min(1)
+    return (squares * share).clamp_min(0)
+
+
+def nearest(space: Space, known: Batch, rows: Batch) -> Tensor:
+    """(n,) which of the known rows is the nearest to each row."""
+    others = space.points(known)[0]
+    blocks = [rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK)]
+    return torch.cat([squared_distances(*space.points(block), others).argmin(1) for block in blocks])
+
+
+def _in_blocks(rows: Batch, judge: Callable[[Batch], Evidence]) -> Evidence:
+    """The evidence of a judge who holds the distances of all rows at once, a block at a time."""
+    found = [judge(rows[start : start + BLOCK]) for start in range(0, max(1, len(rows)), BLOCK)]
+    return Evidence(torch.cat([each.total for each in found]), torch.cat([each.cells for each in found]))
+
+
+def _numbers(size: int) -> Schema:
+    return Schema(tuple(Column(str(place), "number", "float", width=1) for place in range(size)))
+
+
+def _as_rows(codes: Tensor) -> Batch:
+    return Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
