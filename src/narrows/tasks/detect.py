@@ -50,8 +50,8 @@ class Detector:
     Args:
         model: whose part it is.
         judges: who give evidence.
-        centers: (J,) median evidence of each against training rows; 0 where evidence is added up as it is.
-        scales: (J,) its spread, or its mean there.
+        centers: (J,) median evidence of each against training rows; the least where it is added up as it is.
+        scales: (J,) its spread, or its mean above the least.
         bent: whether evidence goes through asinh, so that no judge's verdict outweighs all others.
         calibration: scores of rows held out.
         threshold: above which a row is an anomaly.

@@ -89,8 +89,11 @@ def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], B
 
 
 def _unit(evidence: Tensor, bent: bool) -> tuple[float, float]:
-    """Where evidence (n,) begins and how it is measured: from its median by its spread, or from 0 by its mean."""
-    return robust(evidence) if bent else (0.0, float(evidence.double().mean()) or 1.0)
+    """Where evidence (n,) begins and how it is measured: from its median by its spread, or from its least by its mean."""
+    if bent:
+        return robust(evidence)
+    least = float(evidence.double().min())
+    return least, float(evidence.double().mean()) - least or 1.0
 
 
 def _guard(model: Model, rows: Batch) -> dict[str, Any]:
