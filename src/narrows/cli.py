@@ -30,6 +30,7 @@ VERBS = {
     "reshard": "Data re-cut for streaming: Parquet in row groups that many can be read of side by side.",
 }
 JOBS = {
+    "detect": "Anomalies among rows: scores, p-values, which rows stand out, and why.",
     "generate": "New rows like those of training; or rows between rows.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",

@@ -6,6 +6,7 @@ Like `verbs`, each reads its arguments, calls one function, and says what it did
 from __future__ import annotations
 
 import json as jsonlib
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,20 @@ from narrows.applied import model_of, reading_of, rows_of, say, with_asides
 from narrows.errors import SettingError
 from narrows.fitted import Model
 from narrows.options import Applying, Drawing, Flat, refuse_output
+from narrows.sources.reading import asides
+from narrows.sources.source import Source
 from narrows.sources.write import write_rows
 from narrows.sources.writefiles import write_files
+from narrows.tasks.digest import Digest
 from narrows.tasks.generate import Generation, interpolate
+from narrows.tasks.heat import picture_field, pictured, pictures
 from narrows.tasks.labelled import Task
 from narrows.tasks.prior import keep_prior
 from narrows.tasks.probe import probe as probe_model
+from narrows.tasks.verdicts import Verdicts
 from narrows.tasks.whole import cleaned
+
+NARROWEST = 100  # characters that a table of worst rows needs
 
 
 def denoise(
@@ -47,6 +55,57 @@ def denoise(
         write_rows(out, rows, schema)
     else:  # not checked to be of one type: each picture has a size of its own
         write_files(out, rows, schema)
+
+
+def detect(
+    model: Path,
+    data: str,
+    *,
+    out: Path | None = None,
+    explain: bool = False,
+    alarms: float | None = None,
+    json: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
+    """Anomalies among rows: scores, p-values, which rows stand out, and why.
+
+    Args:
+        model: a .narrows file of `fit --for detect`.
+        data: rows with the columns of the training data.
+        out: .parquet, .csv, .jsonl: a line for each row; without a suffix a folder of pictures, each beside its heat.
+            Without it, only the terminal says what was found.
+        explain: write for each row why: the cells to blame, what was expected there, the nearest ordinary row.
+        alarms: share of normal rows that may be called anomalies, such as 0.01; by default the model's own threshold.
+        json: print the result as JSON.
+    """
+    if out:
+        refuse_output(out, model, data)
+    verdicts = Verdicts(model_of(model, applying), explain=explain, alarms=alarms)
+    source, digest = rows_of(verdicts.model, data, applying), Digest(verdicts)
+    if out and not out.suffix:
+        _draw_heat(out, verdicts, source, digest)
+    elif out:
+        rows = (with_asides(raw, said) for raw, _, said in digest.of(source))
+        write_rows(out, rows, pa.schema([*asides(source.schema), *verdicts.schema]))
+    else:
+        deque(digest.of(source), maxlen=0)
+    if json:
+        print(jsonlib.dumps(digest.to_json(), sort_keys=True))
+        return
+    console = Console()
+    console.width = max(console.width, NARROWEST)
+    console.print(digest.table())
+    say(f"{out}: {digest}" if out else str(digest))
+
+
+def _draw_heat(out: Path, verdicts: Verdicts, source: Source, digest: Digest) -> None:
+    """Write each picture beside its heat."""
+    column = pictured(verdicts.model)
+    if column is None:
+        hint = "a name that ends in .parquet, .csv or .jsonl"
+        raise SettingError(f"--out {out}, a folder", "rows with one image each, to be drawn beside their heat", hint)
+    drawn = (with_asides(raw, pictures(verdicts.detector, column, batch)) for raw, batch, _ in digest.of(source))
+    write_files(out, drawn, pa.schema([*asides(source.schema), picture_field(column)]))
 
 
 def probe(

@@ -17,10 +17,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from narrows.fitted import Model
 from narrows.prepare.arrow import tensors
 from narrows.schema import Batch, Column, Schema
+from narrows.sources.reading import field
+from narrows.tasks.detect import Detector
 
 Floats = npt.NDArray[np.float64]
+RED, DIM = np.array([1.0, 0.1, 0.0]), 0.6  # of what is to blame, and how bright the gray beneath it is
+HOT = 10.0  # times the blame that each pixel has where a score at the threshold is shared evenly
 
 
 def heat_type(column: Column) -> pa.DataType | None:
@@ -91,17 +96,45 @@ def hottest(column: Column, cells: Tensor) -> list[str]:
     return [f"around {word} {place}" for place in places]
 
 
-def beside(picture: Floats, blame: Floats, full: float) -> npt.NDArray[np.uint8]:
-    """(H, 2W, 3) a picture, and the same in gray with its blame in red.
+def pictured(model: Model) -> Column | None:
+    """The image column of a model that has one and no more, or None."""
+    found = [column for column in model.schema if column.kind == "image" and len(column.grid) == 3]
+    return found[0] if len(found) == 1 else None
 
-    Args:
-        picture: (H, W) or (H, W, 3) in [0, 1].
-        blame: (H, W) from 0 up.
-        full: blame that is all red.
-    """
-    color = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+
+def picture_field(column: Column) -> pa.Field:
+    """The Arrow field of pictures beside their heat."""
+    height, width = plane(column)
+    return field(column.name, pa.fixed_shape_tensor(pa.uint8(), (height, 2 * width, 3)), kind="image")
+
+
+def pictures(detector: Detector, column: Column, rows: Batch) -> pa.RecordBatch:
+    """Rows as pictures, each beside its heat: all red is ten times the even share of a score at the threshold."""
+    span = detector.model.schema.spans[column.name]
+    numbers = rows.numbers[:, span].double()
+    if not column.bounded:
+        scaling = detector.model.preparer.scaling
+        low, high = scaling.low[span].min(), scaling.high[span].max()
+        numbers = (numbers - low) / (high - low).clamp_min(1e-9)
+    values = numbers[:, : prod(column.grid)].reshape(-1, *column.grid)
+    values = values.movedim(1, 3) if _channels_first(column) else values
+    blame = on_grid(column, detector.blame(rows).cells[:, span])
+    full = HOT * max(detector.threshold, 1.0) / blame[0].numel()
+    pixels = [beside(_color(picture.numpy()), hot.numpy(), full) for picture, hot in zip(values, blame, strict=True)]
+    entry = picture_field(column)
+    shown = tensors(pa.array(np.stack(pixels).reshape(-1)), pa.uint8(), tuple(entry.type.shape))
+    return pa.RecordBatch.from_arrays([shown], schema=pa.schema([entry]))
+
+
+def _color(picture: Floats) -> Floats:
+    """(H, W, 3) of (H, W, channels); other channels than three as one gray."""
+    gray = picture.mean(2, keepdims=True)
+    return picture if picture.shape[2] == 3 else np.repeat(gray, 3, axis=2)
+
+
+def beside(picture: Floats, blame: Floats, full: float) -> npt.NDArray[np.uint8]:
+    """(H, 2W, 3) a picture (H, W, 3) in [0, 1], and in gray with its blame (H, W), from 0 to `full`, in red."""
     strength = (blame / full).clip(0, 1)[..., None]
-    gray = np.repeat(color.mean(2, keepdims=True), 3, axis=2) * 0.6
-    heated = gray * (1 - strength) + np.array([1.0, 0.1, 0.0]) * strength
-    pixels = np.concatenate([color, heated], axis=1)
-    return np.asarray(np.rint(pixels.clip(0, 1) * 255), dtype=np.uint8)
+    gray = DIM * picture.mean(2, keepdims=True)
+    heated = gray * (1 - strength) + RED * strength
+    return np.asarray(np.rint(np.concatenate([picture, heated], axis=1).clip(0, 1) * 255), dtype=np.uint8)

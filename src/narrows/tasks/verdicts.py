@@ -53,12 +53,13 @@ class Verdicts:
 
     Attributes:
         detector: who gives them.
+        alarms: as given.
         threshold: above which a row is an anomaly.
         schema: of the verdicts.
     """
 
     def __init__(self, model: Model, *, explain: bool = False, alarms: float | None = None) -> None:
-        self.model, self.detector = model, Detector.of(model)
+        self.model, self.detector, self.alarms = model, Detector.of(model), alarms
         self.threshold = self.detector.threshold if alarms is None else promised(self.detector, alarms)
         self._why = Why(self.detector) if explain else None
         self.schema = pa.schema([*FIELDS, *(self._why.schema if self._why else [])])
