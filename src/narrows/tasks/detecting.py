@@ -58,7 +58,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     chosen = ordinary(model.schema, sample, share)
     judges, known = _judges(model, sample, chosen)
     guard = _guard(model, sample[chosen])
-    if guard["network"] != "used" and len(judges) > 1:
+    if guard["network"] != "used" and any(isinstance(judge, Telling) for judge in judges):
         judges = [judge for judge in judges if not isinstance(judge, Telling)]
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
     bent = not any(isinstance(judge, Covariance) for judge in judges)
@@ -89,7 +89,7 @@ def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], B
 
 
 def _unit(evidence: Tensor, bent: bool) -> tuple[float, float]:
-    """Where evidence (n,) begins and how it is measured: from its median by its spread, or from its least by its mean."""
+    """Where evidence (n,) begins, and its measure: from its median by its spread, or from its least by its mean."""
     if bent:
         return robust(evidence)
     least = float(evidence.double().min())
