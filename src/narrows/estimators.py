@@ -109,10 +109,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         folder = None if run is None else Path(run)
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
         purpose = self._purpose()
-        plan, core, learn = purpose.settle(self._plan()), purpose.core, {**LEARNT, **purpose.learn}
-        given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules}
-        source = open_source(rows)
-        self.model_ = fit(source, plan, learn=learn, core=core, watch=watch, **given)
+        given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules, "watch": watch}
+        source, plan = open_source(rows), purpose.settle(self._plan())
+        self.model_ = fit(source, plan, learn=purpose.learn, core=purpose.core, **given)
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
@@ -272,7 +271,7 @@ class Generator(Autoencoder):
         return self._container(generate(self.model_, n_samples, random_state, where=where, temperature=temperature))
 
     def _purpose(self) -> Purpose:
-        return Purpose(learn={PRIOR: partial(learn_prior, kind=self.prior)})
+        return Purpose(learn={**LEARNT, PRIOR: partial(learn_prior, kind=self.prior)})
 
 
 def _beyond_scikit_learn(X: Any) -> bool:

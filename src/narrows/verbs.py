@@ -34,7 +34,7 @@ from narrows.sources.reshard import reshard as write_again
 from narrows.sources.source import naming, open_source
 from narrows.sources.write import write_rows
 from narrows.tasks.baseline import Baseline
-from narrows.tasks.diagnosis import LEARNT
+from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.evaluate import measure
 from narrows.tasks.figures import figure
 from narrows.tasks.likelihood import log_likelihood
@@ -95,8 +95,7 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    learn = {**LEARNT, **purpose.learn}
-    model = fit_model(source, purpose.settle(plan), learn=learn, core=purpose.core, watch=watch)
+    model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
     _save(model, out, folder)
     _tell(model, out, folder, running.json)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
@@ -113,7 +112,8 @@ def _tell(model: Model, out: Path, folder: Path, json: bool) -> None:
     for finding in model.diagnosis:
         if finding.problem:
             say(str(finding))
-    say(f"Next: narrows evaluate {out} DATA; narrows report {out} DATA. The run is in {folder}.")
+    first = "detect" if DETECT in model.parts else "evaluate"
+    say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
 
 
 def _save(model: Model, out: Path, folder: Path) -> None:

@@ -15,9 +15,12 @@ from narrows.errors import SettingError
 from narrows.fitting import Learner, Plan
 from narrows.prepare.words import ANY, ANY_SERIES
 from narrows.rows import Core
+from narrows.tasks.baseline import PART as BASELINE
+from narrows.tasks.baseline import learn_baseline
 from narrows.tasks.calibration import FEWEST
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.detecting import learn_detector
+from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
@@ -32,13 +35,13 @@ class Purpose:
 
     Args:
         recipe: that it would choose.
-        learn: name of a part -> what learns it from the training rows, beside what every fit learns.
+        learn: name of a part -> what learns it from the training rows, in this order.
         core: the rows to train on; None for all.
         settle: the plan as the job wants it where the user left it open.
     """
 
     recipe: str = "plain"
-    learn: Mapping[str, Learner] = field(default_factory=dict)
+    learn: Mapping[str, Learner] = field(default_factory=lambda: LEARNT)
     core: Core | None = None
     settle: Callable[[Plan], Plan] = lambda plan: plan
 
@@ -58,9 +61,9 @@ def detection(contamination: Contamination = "auto", all_normal: bool = False) -
         raise SettingError(f"contamination={contamination!r}", "auto, or a share above 0 and up to 0.5, such as 0.05")
     share = 1.0 if all_normal else SHARE
     learn = partial(learn_detector, share=share, contamination=None if auto else float(contamination))
-    return Purpose(
-        RECIPE, {DETECT: learn}, replace(core(share), held=FEWEST), partial(_to_detect, all_normal=all_normal)
-    )
+    # no diagnosis: a network that is not to learn what is rare is under-trained on purpose, and has a guard of its own
+    learners: dict[str, Learner] = {BASELINE: learn_baseline, DETECT: learn}
+    return Purpose(RECIPE, learners, replace(core(share), held=FEWEST), partial(_to_detect, all_normal=all_normal))
 
 
 def _to_detect(plan: Plan, all_normal: bool) -> Plan:
@@ -74,7 +77,7 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
 PURPOSES = {
     "denoise": Purpose("denoising:noise=0.1,mask=0"),
     "detect": detection(),
-    "generate": Purpose("vae", {PRIOR: learn_prior}),
+    "generate": Purpose("vae", {**LEARNT, PRIOR: learn_prior}),
 }
 
 
