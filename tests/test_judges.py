@@ -307,10 +307,11 @@ def test_a_network_that_hides_nothing_is_asked_for_reconstructions(frame):
         torch.testing.assert_close(one, two)
 
 
-def test_codes_far_from_all_others_are_odd(frame):
+@pytest.mark.parametrize("all_normal", [False, True])
+def test_codes_far_from_all_others_are_odd(frame, all_normal):
     model = small_model(frame, "plain", 2, baseline=False)
     batch = next(model.batches(frame))[1]
-    judge = Codes.learn(model, batch, draws())
+    judge = Codes.learn(model, batch, draws(), all_normal)
     evidence = judge(batch)
     assert evidence.cells.shape == (300, 4) and not evidence.cells.any()
     codes = model.codes(batch)
@@ -318,7 +319,7 @@ def test_codes_far_from_all_others_are_odd(frame):
     middle = ((codes - codes.mean(0)) / spread).norm(dim=1)
     ranks = [torch.tensor(v).argsort().argsort().double() for v in (evidence.total.tolist(), middle.tolist())]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.5
-    tight(judge.memory.space.weight, 1 / spread)
+    tight(judge.judge.space.weight, 1 / spread)
     again = Codes.read(model, judge.tensors())
     torch.testing.assert_close(again(batch).total, evidence.total, rtol=0, atol=0)
 

@@ -25,7 +25,6 @@ from narrows.tasks.judges import Evidence, Histograms, Judge, Telling
 
 PART = "detect"
 FEW = 16  # rows
-WEIGHTS = {"distance": 1.0, "telling": 4.0, "rarity": 1.0, "code": 1.0, "covariance": 1.0, "neighbors": 4.0}
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Detector:
     Args:
         model: whose part it is.
         judges: who give evidence.
+        weights: (J,) of each.
         centers: (J,) median evidence of each against training rows; the least where it is added up as it is.
         scales: (J,) its spread, or its mean above the least.
         bent: whether evidence goes through asinh, so that no judge's verdict outweighs all others.
@@ -61,6 +61,7 @@ class Detector:
 
     model: Model
     judges: list[Judge]
+    weights: Tensor
     centers: Tensor
     scales: Tensor
     bent: bool
@@ -101,9 +102,8 @@ class Detector:
     def _weighed(self, evidence: list[Evidence], rows: Batch) -> Tensor:
         """(n, J) what each judge adds to a score; nothing for a row of which nothing was seen."""
         totals = torch.stack([each.total.double() for each in evidence], dim=1)
-        weights = torch.tensor([WEIGHTS[judge.name] for judge in self.judges], dtype=torch.float64)
         units = (totals - self.centers) / self.scales
-        weighed = weights * (torch.asinh(units) if self.bent else units)
+        weighed = self.weights * (torch.asinh(units) if self.bent else units)
         return weighed if rows.seen is None else weighed * rows.dense().mask().any(1, keepdim=True)
 
     def blame(self, rows: Batch) -> Blame:
@@ -128,7 +128,8 @@ class Detector:
 
     def part(self) -> Part:
         """Everything but the model, for its file."""
-        tensors = {"centers": self.centers, "scales": self.scales, "calibration": self.calibration.scores}
+        tensors = {"weights": self.weights, "centers": self.centers, "scales": self.scales}
+        tensors["calibration"] = self.calibration.scores
         for judge in self.judges:
             tensors |= {f"{judge.name}.{name}": tensor for name, tensor in judge.tensors().items()}
         if self.known is not None:
@@ -152,10 +153,12 @@ def _read(model: Model, part: Part) -> Detector:
     judges = [_judge(model, name, tensorfile.under(f"{name}.", tensors)) for name in names]
     known = tensorfile.under("known.", tensors)
     rows = Batch(known["numbers"], known["codes"], known["seen"]) if known else None
-    centers, scales, calibration = tensors["centers"], tensors["scales"], tensors["calibration"]
-    if not judges or centers.shape != (len(judges),) or scales.shape != (len(judges),) or not (scales > 0).all():
-        raise ValueError(f"{len(judges)} judges with centers {tuple(centers.shape)} and scales {tuple(scales.shape)}")
-    found = Detector(model, judges, centers, scales, bent, Calibration.of(calibration), threshold, rows, facts)
+    weights, centers, scales = (tensors[name] for name in ("weights", "centers", "scales"))
+    shapes = [tuple(each.shape) for each in (weights, centers, scales)]
+    if not judges or shapes != 3 * [(len(judges),)] or not (scales > 0).all():
+        raise ValueError(f"{len(judges)} judges with weights, centers and scales of shapes {shapes}")
+    calibration = Calibration.of(tensors["calibration"])
+    found = Detector(model, judges, weights, centers, scales, bent, calibration, threshold, rows, facts)
     found.blame(one_row(model.schema))  # shapes that do not fit each other are found here, not at the user's rows
     return found
 

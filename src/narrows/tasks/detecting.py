@@ -56,36 +56,38 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
         text = f"{len(sample)} rows say little of what is ordinary: scores are rough below {FEW}"
         warnings.warn(text, FitWarning, stacklevel=3)
     chosen = ordinary(model.schema, sample, share)
-    judges, known = _judges(model, sample, chosen)
+    weighed, known = _judges(model, sample, chosen)
     guard = _guard(model, sample[chosen])
-    if guard["network"] != "used" and any(isinstance(judge, Telling) for judge in judges):
-        judges = [judge for judge in judges if not isinstance(judge, Telling)]
+    if guard["network"] != "used" and any(isinstance(judge, Telling) for judge in weighed):
+        weighed = {judge: weight for judge, weight in weighed.items() if not isinstance(judge, Telling)}
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
-    bent = not any(isinstance(judge, Covariance) for judge in judges)
-    units = [_unit(judge.typical(sample), bent) for judge in judges]
-    centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
+    judges, bent = list(weighed), not any(isinstance(judge, Covariance) for judge in weighed)
+    units = [(weight, *_unit(judge.typical(sample), bent)) for judge, weight in weighed.items()]
+    weights, centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
     facts: dict[str, Any] = {**guard, "share": share}
-    found = Detector(model, judges, centers, scales, bent, Calibration.of(torch.zeros(0)), 0.0, known, facts)
+    blank = Calibration.of(torch.zeros(0))
+    found = Detector(model, judges, weights, centers, scales, bent, blank, 0.0, known, facts)
     return _calibrated(found, sample, rows.held, contamination)
 
 
-def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[list[Judge], Batch | None]:
-    """The judges that rows of this kind have, and ordinary rows to show.
+def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[dict[Judge, float], Batch | None]:
+    """The judges that rows of this kind have, each with its weight, and ordinary rows to show.
 
     Windows of series are compared as a whole, since each step of a window is much like the next.
     """
-    schema = model.schema
+    schema, all_normal = model.schema, bool(chosen.all())
     kinds = {column.kind for column in schema if column.grid}
     if not Space.holds(schema) or kinds - {"series"}:
-        return [Codes.learn(model, sample, generator(0, VALIDATION)), Telling(model)], None
+        return {Codes.learn(model, sample, generator(0, VALIDATION), all_normal): 1.0, Telling(model): 1.0}, None
     memory, remembered = remember(schema, sample)
     normal = sample[remembered[chosen[remembered]]]
     shown = normal.dense() if len(normal) else None
     if kinds:
-        return [memory, Covariance.learn(memory.space, sample)], shown
-    if bool(chosen.all()):
-        return [Neighbors.learn(memory.space, sample), Telling(model), Histograms.learn(schema, sample)], shown
-    return [memory, Telling(model), Histograms.learn(schema, sample[chosen])], shown
+        return {memory: 1.0, Covariance.learn(memory.space, sample): 1.0}, shown
+    rarity = Histograms.learn(schema, sample[chosen])
+    if all_normal:
+        return {Neighbors.learn(memory.space, sample): 4.0, Telling(model): 1.0, rarity: 1.0}, shown
+    return {memory: 1.0, Telling(model): 4.0, rarity: 1.0}, shown
 
 
 def _unit(evidence: Tensor, bent: bool) -> tuple[float, float]:

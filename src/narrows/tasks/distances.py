@@ -182,37 +182,43 @@ class Covariance(Judge):
 
 
 class Codes(Judge):
-    """How far a row's code is from those of random rows: for rows that are too wide to be compared themselves.
+    """How far a row's code is from those of other rows: for rows that are too wide to be compared themselves.
 
     Args:
         model: a fitted model.
-        memory: of codes, whose numbers are columns there.
+        judge: of codes, whose numbers are columns there.
     """
 
     name = "code"
 
-    def __init__(self, model: Model, memory: Memory) -> None:
-        self.model, self.memory = model, memory
+    def __init__(self, model: Model, judge: Memory | Neighbors) -> None:
+        self.model, self.judge = model, judge
 
     @classmethod
-    def learn(cls, model: Model, rows: Batch, draws: torch.Generator) -> Codes:
-        """A memory of the codes of rows, each number of a code weighed by its spread."""
+    def learn(cls, model: Model, rows: Batch, draws: torch.Generator, all_normal: bool) -> Codes:
+        """The codes of rows, each number weighed by its spread: neighbors where all are normal, else a memory."""
         codes = model.codes(rows)
-        weight = 1 / codes.std(0, correction=0).clamp_min(1e-6)
-        return cls(model, Memory.learn(Space(_numbers(model.code_size), weight), _as_rows(codes), draws)[0])
+        space = Space(_numbers(model.code_size), 1 / codes.std(0, correction=0).clamp_min(1e-6))
+        known = _as_rows(codes)
+        return cls(model, Neighbors.learn(space, known) if all_normal else Memory.learn(space, known, draws)[0])
 
     @classmethod
     def read(cls, model: Model, tensors: Mapping[str, Tensor]) -> Codes:
-        """The memory of these tensors."""
-        return cls(model, Memory.read(_numbers(model.code_size), tensors))
+        """The codes of these tensors."""
+        kind = Memory if "bandwidths" in tensors else Neighbors
+        return cls(model, kind.read(_numbers(model.code_size), tensors))
+
+    def typical(self, rows: Batch) -> Tensor:
+        """What it says of the rows that it learnt from."""
+        return self.judge.typical(_as_rows(self.model.codes(rows)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is remembered."""
-        return self.memory.tensors()
+        """What its judge learnt."""
+        return self.judge.tensors()
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows, for which no cell is to blame."""
-        total = self.memory(_as_rows(self.model.codes(rows))).total
+        total = self.judge(_as_rows(self.model.codes(rows))).total
         return Evidence(total, total.new_zeros(len(total), self.model.schema.cells))
 
 
