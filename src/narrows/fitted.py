@@ -167,13 +167,17 @@ class Model:
 
         as_batch = Batch(codes, torch.zeros(len(codes), 0, dtype=torch.long))
         joined = self.blocks(as_batch, decode)
-        low, high = self.preparer.scaling.low, self.preparer.scaling.high
         dense, bags, levels = joined.tensor_split([self.schema.dense, self.schema.numbers], dim=1)
-        dense = torch.where(low == high, low, dense)  # what never varied is known
+        return torch.cat([self.known(dense), bags], dim=1).float(), levels.long()
+
+    def known(self, dense: Tensor) -> Tensor:
+        """(B, dense) guesses of numbers, with what never varied as it always was, and no count out of all bounds."""
+        low, high = self.preparer.scaling.low, self.preparer.scaling.high
+        dense = torch.where(low == high, low, dense)
         counts = self.schema.cells_where(kind="count")
         if counts:  # an expected count is an exponential: a row unlike any in training made 20 million of it
             dense[:, counts] = torch.minimum(dense[:, counts], 2 * high[counts] + 1)
-        return torch.cat([dense, bags], dim=1).float(), levels.long()
+        return dense
 
     def _expected(self, z: Tensor) -> tuple[Tensor, Tensor]:
         p = self.module.decode(z)

@@ -57,8 +57,8 @@ class Digest:
         if len(self.worst) == WORST:
             top = top[scores[top] > self.worst[-1]["score"]]
         if len(top):
-            chosen = pa.array(top)
-            found = self._rows(raw.take(chosen), batch[torch.from_numpy(top)], said.take(chosen), top)
+            chosen = pa.concat_batches([raw.slice(place, 1) for place in top])  # not all types can be taken
+            found = self._rows(chosen, batch[torch.from_numpy(top)], said.take(pa.array(top)), top)
             self.worst = sorted(self.worst + found, key=lambda row: -row["score"])[:WORST]
         self.rows += len(scores)
         self.anomalies += said.column("anomaly").true_count

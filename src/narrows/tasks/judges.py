@@ -162,9 +162,9 @@ class Telling(Judge):
         """Numbers (n, N) and codes (n, M) that the network tells of rows, each cell hidden in its turn."""
         if not self.hidden:
             return self.model.cells(self.model.codes(rows))
-        told = self.model.blocks(rows, self._told)[:, self.model.schema.cells :]
-        numbers, codes = told.tensor_split([self.model.schema.numbers], dim=1)
-        return numbers.float(), codes.long()
+        schema, told = self.model.schema, self.model.blocks(rows, self._told)[:, self.model.schema.cells :]
+        dense, bags, codes = told.tensor_split([schema.dense, schema.numbers], dim=1)
+        return torch.cat([self.model.known(dense), bags], dim=1).float(), codes.long()
 
     @torch.inference_mode()
     def _told(self, rows: Batch) -> Tensor:

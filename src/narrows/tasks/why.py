@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from narrows.fitted import Model
+from narrows.prepare.arrow import plain
 from narrows.prepare.bags import Items
 from narrows.schema import Batch, Column
 from narrows.tasks.denoise import with_holes
@@ -29,6 +30,7 @@ from narrows.tasks.heat import heat, heat_type, hottest
 from narrows.tasks.shares import as_shares
 
 NAMED = 3  # suspects in words
+WHOLE = "the row as a whole"  # what the remainder is called
 LEAST, SHARE = 0.05, 0.1  # that a suspect must add to be named, and of what the first one adds
 
 
@@ -69,7 +71,7 @@ class Why:
     def schema(self) -> pa.Schema:
         """The columns.
 
-        `why`: the cells that add most, in words; empty where nothing makes the row odder than the middle.
+        `why`: what adds most, in words; empty for a score of 0 or less, which is that of an ordinary row.
         `blame.COLUMN`, the sum over the cells of each, and `remainder`: they add up to the score.
         `heat.COLUMN`: the blame of each element of an array, pixel of an image, step of a series, token of a text.
         `expected.COLUMN`: what the network tells of each cell from the others, or of what has a grid from its code.
@@ -95,62 +97,75 @@ class Why:
             batch: the same, prepared.
             blame: of the same.
         """
-        spans, cells = self.model.schema.spans, blame.cells
-        expected = self.model.preparer.restore(*self.detector.expected(batch))
-        normal = self.detector.normal(batch)
-        rows = (
-            [expected] if normal is None else [expected, with_holes(self.model, restored(self.model, normal), normal)]
-        )
+        case = self._case(raw, batch, blame)
+        spans, cells, normal = self.model.schema.spans, blame.cells, self.detector.normal(batch)
+        told = [case.expected]
+        if normal is not None:
+            told.append(with_holes(self.model, restored(self.model, normal), normal))
         return [
-            pa.array(self._words(raw, batch, blame, expected), pa.string()),
+            pa.array(self._words(case), pa.string()),
             *(pa.array(cells[:, spans[column.name]].sum(1).numpy()) for column in self._columns),
             pa.array(blame.remainder.numpy()),
             *(heat(column, cells[:, spans[column.name]], batch, self.model.schema) for column in self._heated),
-            *(told.column(column.name) for told in rows for column in self._columns),
+            *(rows.column(column.name) for rows in told for column in self._columns),
         ]
 
     def words(self, raw: pa.RecordBatch, batch: Batch) -> list[str]:
-        """The column `why` alone, of few rows."""
-        expected = self.model.preparer.restore(*self.detector.expected(batch))
-        return self._words(raw, batch, self.detector.blame(batch), expected)
+        """The column `why` alone."""
+        return self._words(self._case(raw, batch, self.detector.blame(batch)))
 
-    def _words(self, raw: pa.RecordBatch, batch: Batch, blame: Blame, expected: pa.RecordBatch) -> list[str]:
-        added = torch.zeros(len(batch), len(self._suspects), dtype=torch.float64)
+    def _case(self, raw: pa.RecordBatch, batch: Batch, blame: Blame) -> _Case:
+        rows, restore = batch.dense(), self.model.preparer.restore
+        return _Case(raw, rows, restored(self.model, rows), restore(*self.detector.expected(batch)), blame)
+
+    def _words(self, case: _Case) -> list[str]:
+        blame = case.blame
+        added = torch.zeros(len(blame.scores), len(self._suspects), dtype=torch.float64)
         added.index_add_(1, self._owner, blame.cells)
-        most, places = added.topk(min(NAMED, len(self._suspects)))
+        most, places = torch.cat([added, blame.remainder[:, None]], dim=1).topk(min(NAMED, added.shape[1] + 1))
         named = (most >= LEAST) & (most >= SHARE * most[:, :1]) & (blame.scores > 0)[:, None]
-        given = restored(self.model, batch.dense())
-        said: list[list[str]] = [[] for _ in range(len(batch))]
+        said: list[list[str]] = [[] for _ in range(len(blame.scores))]
         for rank in range(most.shape[1]):
             for place in sorted(set(places[named[:, rank], rank].tolist())):
                 rows = (named[:, rank] & (places[:, rank] == place)).nonzero().flatten()
-                phrases = self._phrases(self._suspects[place], rows, raw, given, expected, blame)
+                phrases = [WHOLE] * len(rows) if place == added.shape[1] else case.phrases(self._suspects[place], rows)
                 for row, phrase, adds in zip(rows.tolist(), phrases, most[rows, rank].tolist(), strict=True):
                     said[row].append(f"{phrase} (+{adds:.1f})")
         return ["; ".join(phrases) for phrases in said]
 
-    def _phrases(
-        self,
-        suspect: Suspect,
-        rows: Tensor,
-        raw: pa.RecordBatch,
-        given: pa.RecordBatch,
-        expected: pa.RecordBatch,
-        blame: Blame,
-    ) -> list[str]:
-        """What some rows hold in a suspect, and what was expected there."""
+
+@dataclass(frozen=True)
+class _Case:
+    """All that is known of some rows.
+
+    Args:
+        raw: as they came.
+        rows: prepared, bags written out.
+        given: the same restored.
+        expected: what was expected in their place.
+        blame: why they scored as they did.
+    """
+
+    raw: pa.RecordBatch
+    rows: Batch
+    given: pa.RecordBatch
+    expected: pa.RecordBatch
+    blame: Blame
+
+    def phrases(self, suspect: Suspect, rows: Tensor) -> list[str]:
+        """What some rows (n,) hold in a suspect, and what was expected there."""
         column = suspect.column
         if column.grid:
-            return [f"{suspect.name} {place}" for place in hottest(column, blame.cells[rows][:, suspect.cells])]
+            return [f"{suspect.name} {place}" for place in hottest(column, self.blame.cells[rows][:, suspect.cells])]
         if column.kind == "bag":
-            return [suspect.name] * len(rows)
+            there = (self.rows.numbers[rows, suspect.cells.start] > 0).tolist()
+            return [f"{column.name} {'with' if held else 'without'} {suspect.name}" for held in there]
         # what came says more than what the model made of it: a level that it does not know has a name there
-        own = raw if not column.shape and column.name in raw.schema.names else given
-        pairs = [_values(table.column(column.name).take(pa.array(rows.numpy())), suspect) for table in (own, expected)]
-        return [
-            f"{suspect.name} {value}" + (f" in place of {other}" if other != value else "")
-            for value, other in zip(*pairs, strict=True)
-        ]
+        own = self.raw if not column.shape and column.name in self.raw.schema.names else self.given
+        chosen = pa.array(rows.numpy())
+        values, others = (_values(table.column(column.name), chosen, suspect) for table in (own, self.expected))
+        pairs = zip(values, others, strict=True)
+        return [suspect.name + (f" {v} in place of {other}" if v != other else f" {v}") for v, other in pairs]
 
 
 def _suspects(model: Model) -> Iterator[Suspect]:
@@ -161,17 +176,17 @@ def _suspects(model: Model) -> Iterator[Suspect]:
             yield Suspect(column.name, column, span)
         elif column.cells:
             known = isinstance(items, Items) and items.names
-            names = [f"{column.name} {item}" for item in known] if known else column.cell_names()
+            names = [str(item) for item in known] if known else column.cell_names()
             for place, name in enumerate(names):
                 yield Suspect(name, column, slice(span.start + place, span.start + place + 1), place)
 
 
-def _values(values: pa.Array, suspect: Suspect) -> list[str]:
-    """Values of a column in words, of an array those of one element."""
+def _values(values: pa.Array, rows: pa.Array, suspect: Suspect) -> list[str]:
+    """Values of a column at some rows in words, of an array those of one element."""
     if suspect.element is None:
-        return texts(values)
+        return texts(plain(values).take(rows))
     cells = np.asarray(values.to_numpy_ndarray()).reshape(len(values), -1)
-    return texts(pa.array(cells[:, suspect.element]))
+    return texts(pa.array(cells[rows.to_numpy(), suspect.element]))
 
 
 def restored(model: Model, rows: Batch) -> pa.RecordBatch:
