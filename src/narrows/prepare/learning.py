@@ -105,7 +105,7 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
         word = wishes.transforms.get(ANY)
         kind = "number" if word else kind
     if not word and kind == "series":
-        word = wishes.transforms.get(ANY_SERIES)
+        word = "none" if _within_one(column) and ANY_SERIES in wishes.transforms else wishes.transforms.get(ANY_SERIES)
     if word and word not in FITTING.get(kind, ()):
         known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
         raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)
@@ -198,6 +198,11 @@ def _differs_in_every_row(column: ColumnStatistics) -> bool:
 def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
     """The kinds that values of this nature can be, the default of tensors and dates first."""
     return TENSORS[min(len(shape), 3)] if values == "tensor" else POSSIBLE[values]
+
+
+def _within_one(column: ColumnStatistics) -> bool:
+    """Whether all values lie within [-1, 1]: who scaled them chose what channels are worth beside each other."""
+    return bool(np.nanmin(column.moments.low) >= -1 and np.nanmax(column.moments.high) <= 1)
 
 
 def _of_numbers(column: ColumnStatistics) -> bool:

@@ -29,4 +29,5 @@ IMPLIED: dict[str, Kind] = {
 """The kind that a word implies, where the user names no other."""
 
 ANY, ANY_SERIES = "*", "*series"
-"""In place of a column's name: every column of numbers that no other wish names; `*series`: every series."""
+"""In place of a column's name: every column of numbers that no other wish names; `*series`: every series
+that does not lie within [-1, 1] already."""

@@ -27,7 +27,7 @@ from narrows.tasks.diagnosis import untrained
 from narrows.tasks.distances import Codes, Covariance, Neighbors
 from narrows.tasks.judges import Histograms, Judge, Telling
 from narrows.tasks.ordinary import FEW, SHARE, ordinary, remember, robust
-from narrows.tasks.space import Space
+from narrows.tasks.space import Space, of_series
 from narrows.train.randomness import VALIDATION, generator
 
 SAMPLE = 20_000  # rows that judges learn from, and that the middle of scores is taken of
@@ -56,7 +56,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
         text = f"{len(sample)} rows say little of what is ordinary: scores are rough below {FEW}"
         warnings.warn(text, FitWarning, stacklevel=3)
     chosen = ordinary(model.schema, sample, share)
-    weighed, known = _judges(model, sample, chosen)
+    weighed, known = _judges(model, sample, chosen, share >= 1)
     guard = _guard(model, sample[chosen])
     if guard["network"] != "used" and any(isinstance(judge, Telling) for judge in weighed):
         weighed = {judge: weight for judge, weight in weighed.items() if not isinstance(judge, Telling)}
@@ -70,23 +70,22 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     return _calibrated(found, sample, rows.held, contamination)
 
 
-def _judges(model: Model, sample: Batch, chosen: Tensor) -> tuple[dict[Judge, float], Batch | None]:
+def _judges(model: Model, sample: Batch, chosen: Tensor, all_normal: bool) -> tuple[dict[Judge, float], Batch | None]:
     """The judges that rows of this kind have, each with its weight, and ordinary rows to show.
 
     Windows of series are compared as a whole, since each step of a window is much like the next.
     """
-    schema, all_normal = model.schema, bool(chosen.all())
-    kinds = {column.kind for column in schema if column.grid}
-    if not Space.holds(schema) or kinds - {"series"}:
+    schema, series = model.schema, of_series(model.schema)
+    if not Space.holds(schema) or (not series and any(column.grid for column in schema)):
         return {Codes.learn(model, sample, generator(0, VALIDATION), all_normal): 1.0, Telling(model): 1.0}, None
     memory, remembered = remember(schema, sample)
     normal = sample[remembered[chosen[remembered]]]
     shown = normal.dense() if len(normal) else None
-    if kinds:
+    if series:
         return {memory: 1.0, Covariance.learn(memory.space, sample): 1.0}, shown
     rarity = Histograms.learn(schema, sample[chosen])
     if all_normal:
-        return {Neighbors.learn(memory.space, sample): 4.0, Telling(model): 1.0, rarity: 1.0}, shown
+        return {Neighbors.learn(memory.space, sample): 4.0, rarity: 1.0}, shown  # the network's word only blurs theirs
     return {memory: 1.0, Telling(model): 4.0, rarity: 1.0}, shown
 
 

@@ -23,6 +23,7 @@ from narrows.tasks.space import Space
 MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
 NEAREST = 5
 REMEMBERED, MEMORY = 8_192, 1 << 22  # rows that neighbors are looked for among, and numbers of all of them
+DIRECTIONS, FULL = 128, 2_048  # that have variances of their own; features up to which all rows are looked at
 RIDGE = 0.05  # of the mean variance of all directions, added to each
 BLOCK = 1_024  # rows whose distances are held at once
 
@@ -140,45 +141,63 @@ class Covariance(Judge):
     """Squared Mahalanobis distance from the mean, with every direction's variance raised by a little of their mean.
 
     It sees what moves against the ways in which rows move together, however small it is: the one judge that finds a
-    faint change of shape in a window of a series. Unseen features count as the mean.
+    faint change of shape in a window of a series. Unseen features count as the mean. Beyond the first directions all
+    are given one variance, so that windows of many channels can be told too.
 
     Args:
         space: where rows lie.
         mean: (F,) of the points.
-        root: (F, F) a square root of the inverse of the covariance: the distance is that of `centered @ root` from 0.
+        directions: (F, K) orthonormal, those in which rows vary most.
+        variances: (K + 1,) raised ones along these, and along any other.
     """
 
     name = "covariance"
 
-    def __init__(self, space: Space, mean: Tensor, root: Tensor) -> None:
-        self.space, self.mean, self.root = space, mean, root
+    def __init__(self, space: Space, mean: Tensor, directions: Tensor, variances: Tensor) -> None:
+        self.space, self.mean, self.directions, self.variances = space, mean, directions, variances
 
     @classmethod
     def learn(cls, space: Space, rows: Batch) -> Covariance:
-        """The covariance of rows (n)."""
+        """The covariance of rows (n); of an even sample of them where they have more features than is quick."""
+        if len(space.weight) > FULL:
+            rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), FULL)).round().long()]
         points, seen = space.points(rows)
         mean = points.sum(0) / seen.sum(0).clamp_min(1)
         centered = ((points - mean) * seen).double()
-        values, vectors = torch.linalg.eigh(centered.T @ centered / len(points))
-        raised = values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)
-        return cls(space, mean, (vectors / raised.sqrt()).float())
+        values, directions = _principal(centered, min(DIRECTIONS, *centered.shape))
+        total, features = float(centered.square().sum()) / len(centered), centered.shape[1]
+        rest = max(0.0, total - float(values.sum())) / max(1, features - len(values))
+        raised = torch.cat([values, values.new_tensor([rest])]) + RIDGE * max(total / features, 1e-12)
+        return cls(space, mean, directions.float(), raised.float())
 
     @classmethod
     def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Covariance:
         """The covariance of these tensors."""
-        return cls(Space(schema, tensors["weight"]), tensors["mean"], tensors["root"])
+        return cls(Space(schema, tensors["weight"]), *(tensors[name] for name in ("mean", "directions", "variances")))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Mean and root."""
-        return {"weight": self.space.weight, "mean": self.mean, "root": self.root}
+        """Mean, directions and variances."""
+        learnt = {"mean": self.mean, "directions": self.directions, "variances": self.variances}
+        return {"weight": self.space.weight, **learnt}
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows; a cell's is its deviation times how that pulls, where it pulls outward."""
         points, seen = self.space.points(rows)
         centered = (points - self.mean) * seen
-        along = centered @ self.root
-        pulls = centered * (along @ self.root.T)
-        return Evidence(along.square().sum(1), self.space.cells(pulls.clamp_min(0)))
+        along, (first, rest) = centered @ self.directions, self.variances.tensor_split([-1])
+        pull = (along * (1 / first - 1 / rest)) @ self.directions.T + centered / rest
+        return Evidence((centered * pull).sum(1).clamp_min(0), self.space.cells((centered * pull).clamp_min(0)))
+
+
+def _principal(centered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Variances (count,) and directions (F, count) in which centered rows (n, F) vary most."""
+    rows, features = centered.shape
+    if features <= rows:
+        values, vectors = torch.linalg.eigh(centered.T @ centered / rows)
+        return values[-count:].clamp_min(0), vectors[:, -count:]
+    values, vectors = torch.linalg.eigh(centered @ centered.T / rows)  # as many that are not 0, and quicker
+    values, found = values[-count:].clamp_min(0), centered.T @ vectors[:, -count:]
+    return values, found / found.norm(dim=0).clamp_min(1e-12)
 
 
 class Codes(Judge):

@@ -20,7 +20,7 @@ from narrows.rows import Core
 from narrows.schema import Batch, Schema
 from narrows.tasks.distances import Memory
 from narrows.tasks.judges import Histograms, Judge
-from narrows.tasks.space import Space
+from narrows.tasks.space import Space, of_series
 from narrows.train.randomness import VALIDATION, generator
 
 RECIPE = "masked:rate=0.6,patch=1,vary=true,shown=0.1,stagger=true"
@@ -32,14 +32,13 @@ MOST = 65_536  # rows that the core is chosen from
 FEW = 20  # rows of which little can be said
 
 
-def suit(plan: Plan, schema: Schema, all_normal: bool = False) -> Plan:
+def suit(plan: Plan, schema: Schema) -> Plan:
     """The plan as detecting wants it, where the user left it open: an ensemble of small networks for tables."""
     if any(column.grid for column in schema):
-        steps = SERIES_STEPS if any(column.kind == "series" for column in schema) else None
+        steps = SERIES_STEPS if of_series(schema) else None
         return replace(plan, recipe="plain", steps=steps) if plan.recipe == RECIPE else plan
-    steps = 4 * STEPS if all_normal else STEPS
     own = Network.of(plan.network) == Network() and plan.recipe == RECIPE
-    return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=steps) if own else plan
+    return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=STEPS) if own else plan
 
 
 def core(share: float = SHARE) -> Core:
@@ -55,7 +54,7 @@ def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:
     """
     if len(rows) < 2:
         raise DataError(f"{len(rows)} sample to learn what is ordinary from", f"at least {FEW} rows")
-    if share >= 1 or not Space.holds(schema):
+    if share >= 1 or of_series(schema) or not Space.holds(schema):  # half of the windows may lack a whole phase
         return torch.ones(len(rows), dtype=torch.bool)
     screens: list[Judge] = [remember(schema, rows)[0], Histograms.learn(schema, rows)]
     odd = torch.stack([_squashed(screen(rows).total) for screen in screens]).sum(0)

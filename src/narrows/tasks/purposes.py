@@ -27,6 +27,7 @@ from narrows.tasks.prior import learn_prior
 
 Contamination = float | Literal["auto"]
 CALIBRATING = 0.2  # share of the rows that calibrate: of 250 rows the 50 that say what one false alarm in fifty is
+KNOWN = 0.1  # where all rows are normal: each of them is worth more as a neighbor
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def detection(contamination: Contamination = "auto", all_normal: bool = False) -
 def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     training = plan.training
     if training.validation is None:
-        training = replace(training, validation=CALIBRATING)
+        training = replace(training, validation=KNOWN if all_normal else CALIBRATING)
     columns = {ANY: "minmax" if all_normal else "asinh", ANY_SERIES: "minmax", **plan.columns}
-    return replace(plan, columns=columns, training=training, suit=partial(suit, all_normal=all_normal))
+    return replace(plan, columns=columns, training=training, suit=suit)
 
 
 PURPOSES = {

@@ -16,7 +16,7 @@ from narrows.prepare.transforms import MIDDLE, NARROWEST
 from narrows.schema import Batch, Schema
 from narrows.tasks.features import category_levels, category_places, features, features_of, seen_features
 
-WIDEST = 2_048  # features; beyond, distances between all rows say as little as they cost much
+WIDEST, WIDEST_SERIES = 2_048, 16_384  # features; beyond, distances between all rows say as little as they cost much
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Space:
 
     @classmethod
     def holds(cls, schema: Schema) -> bool:
-        """Whether rows of this schema have points."""
-        return 0 < features_of(schema) <= WIDEST
+        """Whether rows of this schema have points: windows of series do up to a greater width."""
+        return 0 < features_of(schema) <= (WIDEST_SERIES if of_series(schema) else WIDEST)
 
     def points(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """(n, F) points of rows, and (n, F) float which of their features were seen; the rest of a point is 0."""
@@ -63,3 +63,8 @@ class Space:
             parts = torch.split(levels, sizes, dim=1)
             codes[:, category_places(schema)] = torch.stack([part.sum(1) for part in parts], dim=1)
         return torch.cat([numbers, codes], dim=1)
+
+
+def of_series(schema: Schema) -> bool:
+    """Whether rows are windows of series, and nothing else has a grid."""
+    return {column.kind for column in schema if column.grid} == {"series"}
