@@ -52,6 +52,7 @@ class Detector:
         weights: (J,) of each.
         centers: (J,) median evidence of each against training rows; the least where it is added up as it is.
         scales: (J,) its spread, or its mean above the least.
+        usual: (2, J, C) mean and spread of each judge's evidence against each cell, above 0; blame is what exceeds it.
         bent: whether evidence goes through asinh, so that no judge's verdict outweighs all others.
         calibration: scores of rows held out.
         threshold: above which a row is an anomaly.
@@ -64,6 +65,7 @@ class Detector:
     weights: Tensor
     centers: Tensor
     scales: Tensor
+    usual: Tensor
     bent: bool
     calibration: Calibration
     threshold: float
@@ -107,12 +109,16 @@ class Detector:
         return weighed if rows.seen is None else weighed * rows.dense().mask().any(1, keepdim=True)
 
     def blame(self, rows: Batch) -> Blame:
-        """What of each row's score is whose: a judge's evidence above the middle is shared among its cells."""
+        """What of each row's score is whose: a judge's evidence above the middle is shared among its cells.
+
+        Each cell has a share by how far the evidence against it exceeds what is usual there: else a cell that is hard
+        to tell in every row, or a column of larger numbers, would be blamed for its neighbors.
+        """
         evidence = self.evidence(rows)
         weighed = self._weighed(evidence, rows)
         cells = torch.zeros(len(rows), self.model.schema.cells, dtype=torch.float64)
-        for each, adds in zip(evidence, weighed.T, strict=True):
-            given = each.cells.double()
+        for each, adds, mean, spread in zip(evidence, weighed.T, *self.usual, strict=True):
+            given = ((each.cells - mean) / spread).clamp_min(0).double()
             cells += adds.clamp_min(0)[:, None] * given / given.sum(1, keepdim=True).clamp_min(1e-300)
         scores = weighed.sum(1)
         return Blame(scores, cells, scores - cells.sum(1))
@@ -128,7 +134,7 @@ class Detector:
 
     def part(self) -> Part:
         """Everything but the model, for its file."""
-        tensors = {"weights": self.weights, "centers": self.centers, "scales": self.scales}
+        tensors = {"weights": self.weights, "centers": self.centers, "scales": self.scales, "usual": self.usual}
         tensors["calibration"] = self.calibration.scores
         for judge in self.judges:
             tensors |= {f"{judge.name}.{name}": tensor for name, tensor in judge.tensors().items()}
@@ -153,12 +159,14 @@ def _read(model: Model, part: Part) -> Detector:
     judges = [_judge(model, name, tensorfile.under(f"{name}.", tensors)) for name in names]
     known = tensorfile.under("known.", tensors)
     rows = Batch(known["numbers"], known["codes"], known["seen"]) if known else None
-    weights, centers, scales = (tensors[name] for name in ("weights", "centers", "scales"))
-    shapes = [tuple(each.shape) for each in (weights, centers, scales)]
-    if not judges or shapes != 3 * [(len(judges),)] or not (scales > 0).all():
-        raise ValueError(f"{len(judges)} judges with weights, centers and scales of shapes {shapes}")
+    weights, centers, scales, usual = (tensors[name] for name in ("weights", "centers", "scales", "usual"))
+    shapes, count = [tuple(each.shape) for each in (weights, centers, scales, usual)], len(judges)
+    if not judges or shapes != [*3 * [(count,)], (2, count, model.schema.cells)] or not (scales > 0).all():
+        raise ValueError(f"{count} judges with weights, centers, scales and what is usual of shapes {shapes}")
+    if not (usual[1] > 0).all():
+        raise ValueError("spreads of 0 or less")
     calibration = Calibration.of(tensors["calibration"])
-    found = Detector(model, judges, weights, centers, scales, bent, calibration, threshold, rows, facts)
+    found = Detector(model, judges, weights, centers, scales, usual, bent, calibration, threshold, rows, facts)
     found.blame(one_row(model.schema))  # shapes that do not fit each other are found here, not at the user's rows
     return found
 

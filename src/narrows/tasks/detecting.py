@@ -32,6 +32,7 @@ from narrows.train.randomness import VALIDATION, generator
 
 SAMPLE = 20_000  # rows that judges learn from, and that the middle of scores is taken of
 COMPARED = 2_048  # ordinary rows that the network is compared on
+NARROWEST = 0.1  # of the mean spread of evidence over cells, that of a cell which hardly ever varies counts for
 
 
 def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamination: float | None = None) -> Part:
@@ -62,11 +63,13 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
         weighed = {judge: weight for judge, weight in weighed.items() if not isinstance(judge, Telling)}
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
     judges, bent = list(weighed), not any(isinstance(judge, Covariance) for judge in weighed)
-    units = [(weight, *_unit(judge.typical(sample), bent)) for judge, weight in weighed.items()]
+    evidence = [judge.typical(sample) for judge in judges]
+    usual = torch.stack([_usual(each.cells) for each in evidence], dim=1)
+    units = [(weight, *_unit(each.total, bent)) for weight, each in zip(weighed.values(), evidence, strict=True)]
     weights, centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
     facts: dict[str, Any] = {**guard, "share": share}
     blank = Calibration.of(torch.zeros(0))
-    found = Detector(model, judges, weights, centers, scales, bent, blank, 0.0, known, facts)
+    found = Detector(model, judges, weights, centers, scales, usual, bent, blank, 0.0, known, facts)
     return _calibrated(found, sample, rows.held, contamination)
 
 
@@ -95,6 +98,12 @@ def _unit(evidence: Tensor, bent: bool) -> tuple[float, float]:
         return robust(evidence)
     least = float(evidence.double().min())
     return least, float(evidence.double().mean()) - least or 1.0
+
+
+def _usual(cells: Tensor) -> Tensor:
+    """(2, C) mean and spread of evidence against cells (n, C); no cell's spread is far below that of the others."""
+    spread = cells.std(0, correction=0)
+    return torch.stack([cells.mean(0), spread.clamp_min(max(NARROWEST * float(spread.mean()), 1e-9))])
 
 
 def _guard(model: Model, rows: Batch) -> dict[str, Any]:

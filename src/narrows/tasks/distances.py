@@ -116,25 +116,24 @@ class Neighbors(Judge):
         """The rows learnt from."""
         return {"weight": self.space.weight, "points": self.points}
 
-    def typical(self, rows: Batch) -> Tensor:
+    def typical(self, rows: Batch) -> Evidence:
         """What it says of the rows learnt from, each without itself."""
-        near = [self._near(some, torch.ones_like(some), NEAREST + 1) for some in torch.split(self.points, BLOCK)]
-        return torch.cat([squares[:, 1:].sqrt().mean(1) for squares, _ in near])
+        points = torch.split(self.points, BLOCK)
+        return _joined([self._apart(some, torch.ones_like(some), 1) for some in points])
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows; a cell's is its part of the squared distances."""
         return _in_blocks(rows, self._evidence)
 
     def _evidence(self, rows: Batch) -> Evidence:
-        points, seen = self.space.points(rows)
-        squares, near = self._near(points, seen, NEAREST)
+        return self._apart(*self.space.points(rows), 0)
+
+    def _apart(self, points: Tensor, seen: Tensor, skipped: int) -> Evidence:
+        """The evidence against points, with so many of the nearest left out."""
+        found = squared_distances(points, seen, self.points).topk(NEAREST + skipped, dim=1, largest=False)
+        squares, near = found.values[:, skipped:], found.indices[:, skipped:]
         apart = (points[:, None] - self.points[near]).square().mean(1) * seen
         return Evidence(squares.sqrt().mean(1), self.space.cells(apart))
-
-    def _near(self, points: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """(n, count) squared distances to the nearest, nearest first, and which they are."""
-        found = squared_distances(points, seen, self.points).topk(count, dim=1, largest=False)
-        return found.values, found.indices
 
 
 class Covariance(Judge):
@@ -227,9 +226,9 @@ class Codes(Judge):
         kind = Memory if "bandwidths" in tensors else Neighbors
         return cls(model, kind.read(_numbers(model.code_size), tensors))
 
-    def typical(self, rows: Batch) -> Tensor:
+    def typical(self, rows: Batch) -> Evidence:
         """What it says of the rows that it learnt from."""
-        return self.judge.typical(_as_rows(self.model.codes(rows)))
+        return self._of_no_cell(self.judge.typical(_as_rows(self.model.codes(rows))).total)
 
     def tensors(self) -> dict[str, Tensor]:
         """What its judge learnt."""
@@ -237,7 +236,9 @@ class Codes(Judge):
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows, for which no cell is to blame."""
-        total = self.judge(_as_rows(self.model.codes(rows))).total
+        return self._of_no_cell(self.judge(_as_rows(self.model.codes(rows))).total)
+
+    def _of_no_cell(self, total: Tensor) -> Evidence:
         return Evidence(total, total.new_zeros(len(total), self.model.schema.cells))
 
 
@@ -257,7 +258,10 @@ def nearest(space: Space, known: Batch, rows: Batch) -> Tensor:
 
 def _in_blocks(rows: Batch, judge: Callable[[Batch], Evidence]) -> Evidence:
     """The evidence of a judge who holds the distances of all rows at once, a block at a time."""
-    found = [judge(rows[start : start + BLOCK]) for start in range(0, max(1, len(rows)), BLOCK)]
+    return _joined([judge(rows[start : start + BLOCK]) for start in range(0, max(1, len(rows)), BLOCK)])
+
+
+def _joined(found: list[Evidence]) -> Evidence:
     return Evidence(torch.cat([each.total for each in found]), torch.cat([each.cells for each in found]))
 
 

@@ -48,9 +48,9 @@ class Judge(ABC):
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows."""
 
-    def typical(self, rows: Batch) -> Tensor:
-        """(n,) what it says of the rows that it learnt from."""
-        return self(rows).total
+    def typical(self, rows: Batch) -> Evidence:
+        """What it says of the rows that it learnt from."""
+        return self(rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """What it learnt, by name; `read` of its class takes it back."""
