@@ -10,7 +10,7 @@ a network that tells hidden cells from the others sees the odd combination; judg
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
+from narrows.model.likelihoods import Prediction
 from narrows.schema import Batch, Schema
 from narrows.train.randomness import VALIDATION, generator
 
@@ -154,36 +155,38 @@ class Telling(Judge):
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows: the loss of all cells, scaled up where some were not seen."""
-        cells = self.model.schema.cells
-        found = self.model.blocks(rows, self._told)[:, :cells] if self.hidden else self.model.costs(rows)[:, :cells]
-        return _summed(found.float(), rows.dense())
+        if not self.hidden:
+            return _summed(self.model.costs(rows)[:, : self.model.schema.cells].float(), rows.dense())
+        return _summed(self.model.blocks(rows, lambda block: self._told(block, self._costs)), rows.dense())
 
     def expected(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """Numbers (n, N) and codes (n, M) that the network tells of rows, each cell hidden in its turn."""
         if not self.hidden:
             return self.model.cells(self.model.codes(rows))
-        schema, told = self.model.schema, self.model.blocks(rows, self._told)[:, self.model.schema.cells :]
+        schema, told = self.model.schema, self.model.blocks(rows, lambda block: self._told(block, self._guesses))
         dense, bags, codes = told.tensor_split([schema.dense, schema.numbers], dim=1)
         return torch.cat([self.model.known(dense), bags], dim=1).float(), codes.long()
 
     @torch.inference_mode()
-    def _told(self, rows: Batch) -> Tensor:
-        """(B, 2C) costs of the cells, and what was expected in their place; mean over members."""
-        rows, schema = rows.dense(), self.model.schema
-        there = rows.mask()
-        costs = torch.zeros(len(rows), schema.cells, dtype=torch.float64, device=rows.numbers.device)
-        told = torch.zeros_like(costs)
-        groups = self._groups.to(rows.numbers.device)
-        for group in range(int(groups.max()) + 1):
+    def _told(self, rows: Batch, say: Callable[[Prediction, Batch], Tensor]) -> Tensor:
+        """(B, C) what `say` makes of each cell by the prediction that it was hidden from."""
+        rows, module = rows.dense(), self.model.module
+        there, groups = rows.mask(), self._groups.to(rows.numbers.device)
+        told = torch.zeros(())
+        for group in range(int(self._groups.max()) + 1):
             hidden = groups == group
-            p = self.model.module.decode(self.model.module.encode(rows.with_seen(there & ~hidden)).z)
-            nll = -p.log_prob(rows)[0]
-            guess = self._guess(p.numbers()[0], p.codes()[0])
-            costs[:, hidden] = (nll.mean(0) if self.model.members else nll).double()[:, hidden]
-            told[:, hidden] = guess[:, hidden]
-        return torch.cat([costs, told], dim=1)
+            said = say(module.decode(module.encode(rows.with_seen(there & ~hidden)).z), rows)
+            told = said if group == 0 else torch.where(hidden, said, told)
+        return told
 
-    def _guess(self, numbers: Tensor, codes: Tensor) -> Tensor:
+    def _costs(self, p: Prediction, rows: Batch) -> Tensor:
+        """(B, C) losses, in the mean over members."""
+        nll = -p.log_prob(rows)[0]
+        return nll.mean(0) if self.model.members else nll
+
+    def _guesses(self, p: Prediction, _: Batch) -> Tensor:
+        """(B, C) float64 values, in the mean over members or those that most of them name."""
+        numbers, codes = p.numbers()[0], p.codes()[0]
         if self.model.members:
             numbers, codes = numbers.mean(0), codes.mode(0).values
         return torch.cat([numbers.double(), codes.double()], dim=1)
