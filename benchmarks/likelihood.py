@@ -6,7 +6,7 @@
 `vae` and `iwae` train the published network, 784-200-200-50 with tanh both ways and one and five importance samples
 (Burda et al. 2016: 86.76 and 85.54 nats after 3,280 epochs of batches of 20), for as many epochs as `--minutes` hold,
 on all 60,000 training images, each binarized anew in each epoch. The test images are binarized once, by seed 0, and
-each is judged by 5,000 importance samples. `best` trains a larger model of our own for as long. `seconds` times 20
+each is judged by 5,000 importance samples (`--samples`). `best` trains a larger model of our own for as long. `seconds` times 20
 epochs of that network on training images binarized once, in batches of 128 with Adam, here and by pythae under PYTHON,
 an interpreter that has it (see `requirements.txt`); each judges 1,000 test images by 500 samples of its own code.
 Prints, and writes to `results/likelihood.json`.
@@ -39,7 +39,6 @@ from seeds import mnist
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 PUBLISHED = {"vae": 86.76, "iwae": 85.54}
 NETWORK = Dense(hidden=(200, 200), activation="tanh")
-SAMPLES = 5000
 # chosen on the last 5,000 training images, held out, by 20 epochs with one sample: 256 rows and rates of 0.0025, 0.005,
 # 0.01 and 0.02 ended at bounds of 103.3, 98.9, 99.3 and 111.9
 RATE, ROWS = 0.007, 256
@@ -72,12 +71,12 @@ SYSTEMS: dict[str, Callable[[Path, float], Model]] = {
 }
 
 
-def likelihood(name: str, data: Path, minutes: float) -> dict[str, Any]:
+def likelihood(name: str, data: Path, minutes: float, samples: int) -> dict[str, Any]:
     """Train a system and judge it by the test images."""
     began = time.perf_counter()
     model = SYSTEMS[name](data, minutes)
     seconds = time.perf_counter() - began
-    found = log_likelihood(model, binarized(mnist(data, "t10k"), 0), SAMPLES)
+    found = log_likelihood(model, binarized(mnist(data, "t10k"), 0), samples)
     facts = {"recipe": str(model.recipe), "epochs": model.facts["epochs"], "seconds": round(seconds), "seed": 0}
     facts |= {"threads": torch.get_num_threads(), "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     return facts | {key: round(value, 4) for key, value in asdict(found).items()} | {"published": PUBLISHED.get(name)}
@@ -104,12 +103,16 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", choices=[*SYSTEMS, "seconds"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training")
+    parser.add_argument("--samples", type=int, default=5000, help="of importance, of each test image")
     parser.add_argument("--peer", default="", help="a Python that has pythae")
     asked = parser.parse_args()
     if "seconds" in asked.systems and not asked.peer:
         parser.error("seconds needs --peer PYTHON, an interpreter with the packages of benchmarks/requirements.txt")
     for name in asked.systems:
-        found = seconds(asked.data, asked.peer) if name == "seconds" else likelihood(name, asked.data, asked.minutes)
+        if name == "seconds":
+            found = seconds(asked.data, asked.peer)
+        else:
+            found = likelihood(name, asked.data, asked.minutes, asked.samples)
         print(name, json.dumps(found))
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"systems": {}}
         kept["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
