@@ -6,9 +6,9 @@
 `vae` and `iwae` train the published network, 784-200-200-50 with tanh both ways and one and five importance samples
 (Burda et al. 2016: 86.76 and 85.54 nats after 3,280 epochs of batches of 20), for as many epochs as `--minutes` hold,
 on all 60,000 training images, each binarized anew in each epoch. The test images are binarized once, by seed 0, and
-each is judged by 5,000 importance samples (`--samples`). `best` trains a larger model of our own for as long. `seconds` times 20
-epochs of that network on training images binarized once, in batches of 128 with Adam, here and by pythae under PYTHON,
-an interpreter that has it (see `requirements.txt`); each judges 1,000 test images by 500 samples of its own code.
+each is judged by 5,000 importance samples (`--samples`). `best` trains a larger model of our own for as long.
+`seconds` times 20 epochs of that network on training images binarized once, in batches of 128 with Adam, here and by
+pythae under PYTHON, an interpreter that has it (see `requirements.txt`); each judges 1,000 test images by 500 samples.
 Prints, and writes to `results/likelihood.json`.
 """
 
