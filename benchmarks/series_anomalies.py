@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import gzip
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -201,15 +204,26 @@ def measured(case: Case, system: str) -> dict[str, float]:
     return {"VUS-PR": round(vus_pr(case.truth, steps, case.window), 4), "seconds": round(seconds, 2)}
 
 
-def keep(results: dict[str, Any]) -> None:
-    """Write the results whole, with means over series of what all systems have run."""
-    results["means"] = {name: means(found) for name, found in results["runs"].items()}
-    results["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    results["versions"] |= {found.name: found.version for found in distributions() if found.name in PACKAGES}
-    results["date"] = datetime.now(UTC).date().isoformat()
+@contextmanager
+def kept() -> Iterator[dict[str, Any]]:
+    """The results, to be changed: read, and written whole at the end, while no other process does the same."""
     RESULTS.parent.mkdir(exist_ok=True)
-    with atomic(RESULTS) as path:
-        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    folder = os.open(RESULTS.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        results: dict[str, Any] = {"runs": {}, "means": {}, "versions": {}}
+        if RESULTS.exists():
+            results = json.loads(RESULTS.read_text())
+        yield results
+        results["means"] = {name: means(found) for name, found in results["runs"].items()}
+        results["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        results["versions"] |= {found.name: found.version for found in distributions() if found.name in PACKAGES}
+        results["date"] = datetime.now(UTC).date().isoformat()
+        text = json.dumps(results, indent=1, sort_keys=True)
+        with atomic(RESULTS) as path:  # innermost objects on a line each
+            path.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
+    finally:
+        os.close(folder)
 
 
 def means(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -247,18 +261,19 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := sorted(set(asked.systems) - set(SYSTEMS)):
         parser.error(f"no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
-    results: dict[str, Any] = {"runs": {}, "means": {}, "versions": {}}
-    if RESULTS.exists():
-        results = json.loads(RESULTS.read_text())
     for name in asked.sets:
         for case in SETS[name](asked.data):
-            runs = results["runs"].setdefault(name, {}).setdefault(case.name, {})
             for system in asked.systems or SYSTEMS:
-                if asked.again or system not in runs:
-                    runs[system] = measured(case, system)
-                    print(name, case.name, system, json.dumps(runs[system]), flush=True)
-                    keep(results)
-    print(table(results))
+                with kept() as results:
+                    done = system in results["runs"].setdefault(name, {}).setdefault(case.name, {})
+                if done and not asked.again:
+                    continue
+                found = measured(case, system)
+                print(name, case.name, system, json.dumps(found), flush=True)
+                with kept() as results:
+                    results["runs"][name][case.name][system] = found
+    with kept() as results:
+        print(table(results))
 
 
 if __name__ == "__main__":
