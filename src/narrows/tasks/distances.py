@@ -48,7 +48,8 @@ class Memory(Judge):
     def learn(cls, space: Space, rows: Batch, draws: torch.Generator) -> tuple[Memory, Tensor]:
         """A memory of rows (n), and which of them it remembers (E * S,)."""
         points, seen = space.points(rows)
-        chosen = torch.stack([torch.randperm(len(rows), generator=draws)[:SIZE] for _ in range(MEMBERS)])
+        size = min(SIZE, max(1, len(rows) // 3))  # or most of the few rows would be near: to themselves
+        chosen = torch.stack([torch.randperm(len(rows), generator=draws)[:size] for _ in range(MEMBERS)])
         memory = cls(space, points[chosen.flatten()], torch.ones(MEMBERS))
         nearest = torch.cat(
             [

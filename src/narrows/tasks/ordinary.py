@@ -58,7 +58,7 @@ def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:
         return torch.ones(len(rows), dtype=torch.bool)
     screens: list[Judge] = [remember(schema, rows)[0], Histograms.learn(schema, rows)]
     odd = torch.stack([_squashed(screen(rows).total) for screen in screens]).sum(0)
-    kept = odd.argsort(stable=True)[: max(FEW, round(share * len(rows)))]
+    kept = odd.argsort(stable=True)[: max(2, round(share * len(rows)))]
     return torch.zeros(len(rows), dtype=torch.bool).index_fill_(0, kept, True)
 
 
