@@ -20,13 +20,14 @@ from torch import Tensor
 from narrows.errors import DataError, FitWarning
 from narrows.fitted import Model, Part
 from narrows.rows import Prepared, Thinned
-from narrows.schema import Batch
+from narrows.schema import Batch, Schema
 from narrows.tasks.calibration import FEWEST, Calibration, fence, quantile
 from narrows.tasks.detect import Detector
 from narrows.tasks.diagnosis import untrained
 from narrows.tasks.distances import Codes, Covariance, Neighbors
 from narrows.tasks.judges import Histograms, Judge, Telling
 from narrows.tasks.ordinary import FEW, SHARE, ordinary, remember, robust
+from narrows.tasks.shares import with_shares
 from narrows.tasks.space import Space, of_series
 from narrows.train.randomness import VALIDATION, generator
 
@@ -58,7 +59,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
         warnings.warn(text, FitWarning, stacklevel=3)
     chosen = ordinary(model.schema, sample, share)
     weighed, known = _judges(model, sample, chosen, share >= 1)
-    guard = _guard(model, sample[chosen])
+    guard = _guard(model, sample[chosen], rows.held, share)
     if guard["network"] != "used" and any(isinstance(judge, Telling) for judge in weighed):
         weighed = {judge: weight for judge, weight in weighed.items() if not isinstance(judge, Telling)}
         warnings.warn(f"{guard['why']}: scores go without it", FitWarning, stacklevel=2)
@@ -106,35 +107,42 @@ def _usual(cells: Tensor) -> Tensor:
     return torch.stack([cells.mean(0), spread.clamp_min(max(NARROWEST * float(spread.mean()), 1e-9))])
 
 
-def _guard(model: Model, rows: Batch) -> dict[str, Any]:
+def _guard(model: Model, core: Batch, held: Batch | None, share: float) -> dict[str, Any]:
     """Whether the network tells rows better than the mean of each column does, and than before its training.
 
-    By squared errors of numbers in prepared units and the share of levels that are wrong, added up; each cell told from
-    the others where the network learnt that.
+    By squared errors of numbers in prepared units, bags as shares, and the share of levels that are wrong, added up;
+    each cell told from the others where the network learnt that. On ordinary rows that were held out, if there are
+    enough: of those it was trained on, independent columns too are told by heart.
     """
+    enough = held is not None and len(held) >= FEWEST
+    rows = held[ordinary(model.schema, held, share)] if held is not None and enough else core
     rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), COMPARED)).round().long()].dense()
+    numbers, codes = _typical(model.schema, core.dense())
+    columns = numbers.expand_as(rows.numbers), codes.expand_as(rows.codes)
+    told = {"trained": Telling(model).expected(rows), "columns": columns}
     fresh = untrained(model)
-    errors = {"trained": _error(rows, Telling(model).expected(rows)), "columns": _error(rows, _typical(rows))}
     if fresh is not None:
-        errors["untrained"] = _error(rows, Telling(fresh).expected(rows))
+        told["untrained"] = Telling(fresh).expected(rows)
+    errors = {name: _error(model.schema, rows, guess) for name, guess in told.items()}
     better = [name for name in ("columns", "untrained") if errors.get(name, inf) <= errors["trained"]]
     words = {"columns": "the mean of each column", "untrained": "the untrained network"}
     why = f"the network tells ordinary rows no better than {words[better[0]]}" if better else ""
     return {"network": "left out" if better else "used", "why": why, "errors": errors}
 
 
-def _error(rows: Batch, told: tuple[Tensor, Tensor]) -> float:
+def _error(schema: Schema, rows: Batch, told: tuple[Tensor, Tensor]) -> float:
     """Mean error a row."""
     numbers, codes = told
-    wrong = torch.cat([(rows.numbers - numbers).square(), (rows.codes != codes).float()], dim=1)
+    apart = with_shares(schema, rows.numbers) - numbers
+    wrong = torch.cat([apart.square(), (rows.codes != codes).float()], dim=1)
     return float((wrong * rows.mask()).sum(1).double().mean())
 
 
-def _typical(rows: Batch) -> tuple[Tensor, Tensor]:
-    """Of every row the mean of each number, and the most frequent level of each category."""
-    there = rows.mask()[:, : rows.numbers.shape[1]]
-    mean = (rows.numbers * there).sum(0) / there.sum(0).clamp_min(1)
-    return mean.expand_as(rows.numbers), rows.codes.mode(0).values.expand_as(rows.codes)
+def _typical(schema: Schema, rows: Batch) -> tuple[Tensor, Tensor]:
+    """The mean of each number (N,), and the most frequent level of each category (M,)."""
+    there = rows.mask()[:, : schema.numbers]
+    mean = (with_shares(schema, rows.numbers) * there).sum(0) / there.sum(0).clamp_min(1)
+    return mean, rows.codes.mode(0).values
 
 
 def _calibrated(found: Detector, sample: Batch, held: Batch | None, contamination: float | None) -> Part:

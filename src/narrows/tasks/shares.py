@@ -44,6 +44,16 @@ def as_shares(cells: Tensor) -> Tensor:
     return positive / positive.sum(1, keepdim=True)
 
 
+def with_shares(schema: Schema, numbers: Tensor) -> Tensor:
+    """Numbers (B, N) whose bags are read as shares, as those that are told of them."""
+    numbers = numbers.clone()
+    for column in schema:
+        if column.kind == "bag":
+            span = schema.spans[column.name]
+            numbers[:, span] = as_shares(numbers[:, span])
+    return numbers
+
+
 class Unigram:
     """Counts tokens and items of rows, in any number of batches.
 

@@ -27,7 +27,7 @@ from narrows.tasks.denoise import with_holes
 from narrows.tasks.detect import Blame, Detector
 from narrows.tasks.figures import texts
 from narrows.tasks.heat import heat, heat_type, hottest
-from narrows.tasks.shares import as_shares
+from narrows.tasks.shares import with_shares
 
 NAMED = 3  # suspects in words
 WHOLE = "the row as a whole"  # what the remainder is called
@@ -191,9 +191,4 @@ def _values(values: pa.Array, rows: pa.Array, suspect: Suspect) -> list[str]:
 
 def restored(model: Model, rows: Batch) -> pa.RecordBatch:
     """Prepared rows, whose bags are written out, as raw ones; what was not seen holds the mean of training."""
-    numbers = rows.numbers.clone()
-    for column in model.schema:
-        if column.kind == "bag":  # what is restored are shares
-            span = model.schema.spans[column.name]
-            numbers[:, span] = as_shares(numbers[:, span])
-    return model.preparer.restore(numbers, rows.codes)
+    return model.preparer.restore(with_shares(model.schema, rows.numbers), rows.codes)
