@@ -67,7 +67,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     evidence = [judge.typical(sample) for judge in judges]
     usual = torch.stack([_usual(each.cells) for each in evidence], dim=1)
     units = [(weight, *_unit(each.total, bent)) for weight, each in zip(weighed.values(), evidence, strict=True)]
-    weights, centers, scales = torch.tensor(units, dtype=torch.float64).T.contiguous()
+    weights, centers, scales = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*units, strict=True))
     facts: dict[str, Any] = {**guard, "share": share}
     blank = Calibration.of(torch.zeros(0))
     found = Detector(model, judges, weights, centers, scales, usual, bent, blank, 0.0, known, facts)
