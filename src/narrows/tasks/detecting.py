@@ -148,9 +148,10 @@ def _typical(schema: Schema, rows: Batch) -> tuple[Tensor, Tensor]:
 def _calibrated(found: Detector, sample: Batch, held: Batch | None, contamination: float | None) -> Part:
     """The part, with the scores of rows held out and a threshold; training rows stand in for held-out ones too few."""
     scores = found.scores(sample)
-    enough = held is not None and len(held) >= FEWEST
-    calibration = Calibration.of(found.scores(held) if held is not None and enough else scores)
-    threshold = fence(scores) if contamination is None else quantile(scores, 1 - contamination)
+    others = scores[:0] if held is None else found.scores(held)
+    enough = len(others) >= FEWEST
+    calibration = Calibration.of(others if enough else scores)
+    threshold = fence(scores) if contamination is None else quantile(torch.cat([scores, others]), 1 - contamination)
     facts = {**found.facts, "calibrated": "held-out rows" if enough else "training rows"}
     facts["contamination"] = "auto" if contamination is None else contamination
     return replace(found, calibration=calibration, threshold=threshold, facts=facts).part()
