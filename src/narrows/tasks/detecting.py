@@ -151,7 +151,9 @@ def _calibrated(found: Detector, sample: Batch, held: Batch | None, contaminatio
     others = scores[:0] if held is None else found.scores(held)
     enough = len(others) >= FEWEST
     calibration = Calibration.of(others if enough else scores)
-    threshold = fence(scores) if contamination is None else quantile(torch.cat([scores, others]), 1 - contamination)
+    threshold = fence(calibration.scores)
+    if contamination is not None:
+        threshold = quantile(torch.cat([scores, others]), 1 - contamination)
     facts = {**found.facts, "calibrated": "held-out rows" if enough else "training rows"}
     facts["contamination"] = "auto" if contamination is None else contamination
     return replace(found, calibration=calibration, threshold=threshold, facts=facts).part()
