@@ -124,6 +124,25 @@ def dumps(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def shaped(tensors: Mapping[str, Tensor], kind: torch.dtype = torch.float32, **shapes: tuple[int, ...]) -> list[Tensor]:
+    """Tensors by name, in order, once they were found to be of this type and of these shapes; -1 is any length but 0.
+
+    Raises:
+        KeyError: for one that is missing.
+        ValueError: for one of another shape or type, or with NaN or infinity.
+    """
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        same = len(shape) == tensor.ndim and all(
+            size == wanted or (wanted == -1 and size) for size, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not same or tensor.dtype != kind:
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} ({tensor.dtype}), not {shape} ({kind})")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} with NaN or infinity")
+    return [tensors[name] for name in shapes]
+
+
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -10,18 +10,19 @@ makes up more than half of the rows is the normal case to it, whatever it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import torch
 from torch import Tensor
 
-from narrows import tensorfile
 from narrows.errors import ModelFileError, SettingError
 from narrows.fitted import Model, Part
-from narrows.schema import Batch, one_row
+from narrows.schema import Batch, Schema, one_row
 from narrows.tasks.calibration import Calibration
 from narrows.tasks.distances import Codes, Covariance, Memory, Neighbors, nearest
 from narrows.tasks.judges import Evidence, Histograms, Judge, Telling
+from narrows.tensorfile import shaped, under
 
 PART = "detect"
 FEW = 16  # rows
@@ -86,8 +87,12 @@ class Detector:
             raise SettingError(got, "one of `narrows fit --for detect`, or of AnomalyDetector")
         try:
             return _read(model, part)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise ModelFileError(f"part {PART} of the model: {error}", "what a fit for detecting learns") from None
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            what = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        except (KeyError, ValueError, RuntimeError) as error:
+            what = str(error)
+        raise ModelFileError(f"part {PART} of the model: {what}", "what a fit for detecting learns")
 
     def evidence(self, rows: Batch) -> list[Evidence]:
         """What each judge says of rows; of a few among copies of them, since products of few rows round differently."""
@@ -145,30 +150,50 @@ class Detector:
         return Part({**self.facts, "judges": names, "bent": self.bent, "threshold": self.threshold}, tensors)
 
 
+class _Facts(pydantic.BaseModel, extra="forbid", strict=True):
+    """The facts that the part must hold."""
+
+    judges: list[str] = pydantic.Field(min_length=1)
+    bent: bool
+    threshold: pydantic.FiniteFloat
+    network: Literal["used", "left out"]
+    why: str
+    errors: dict[str, pydantic.FiniteFloat]
+    share: pydantic.FiniteFloat
+    calibrated: Literal["held-out rows", "training rows"]
+    contamination: Literal["auto"] | pydantic.FiniteFloat
+
+
 def _read(model: Model, part: Part) -> Detector:
     """The detector that `Detector.part` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError, RuntimeError, IndexError: for a part that is none.
+        KeyError, ValueError, RuntimeError: for a part that is none.
     """
-    facts, tensors = dict(part.facts), part.tensors
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} with NaN or infinity")
-    names, bent, threshold = facts.pop("judges"), bool(facts.pop("bent")), float(facts.pop("threshold"))
-    judges = [_judge(model, name, tensorfile.under(f"{name}.", tensors)) for name in names]
-    known = tensorfile.under("known.", tensors)
-    rows = Batch(known["numbers"], known["codes"], known["seen"]) if known else None
-    weights, centers, scales, usual = (tensors[name] for name in ("weights", "centers", "scales", "usual"))
-    shapes, count = [tuple(each.shape) for each in (weights, centers, scales, usual)], len(judges)
-    if not judges or shapes != [*3 * [(count,)], (2, count, model.schema.cells)] or not (scales > 0).all():
-        raise ValueError(f"{count} judges with weights, centers, scales and what is usual of shapes {shapes}")
-    if not (usual[1] > 0).all():
-        raise ValueError("spreads of 0 or less")
-    calibration = Calibration.of(tensors["calibration"])
-    found = Detector(model, judges, weights, centers, scales, usual, bent, calibration, threshold, rows, facts)
-    found.blame(one_row(model.schema))  # shapes that do not fit each other are found here, not at the user's rows
+    facts, tensors = _Facts.model_validate(part.facts).model_dump(), part.tensors
+    names, bent, threshold = (facts.pop(name) for name in ("judges", "bent", "threshold"))
+    judges, count = [_judge(model, name, under(f"{name}.", tensors)) for name in names], (len(names),)
+    weights, centers, scales = shaped(tensors, torch.float64, weights=count, centers=count, scales=count)
+    (usual,) = shaped(tensors, usual=(2, *count, model.schema.cells))
+    if not ((scales > 0).all() and (usual[1] > 0).all()):
+        raise ValueError("scales or spreads of 0 or less")
+    calibration = Calibration.of(*shaped(tensors, torch.float64, calibration=(-1,)))
+    known = _known(model.schema, under("known.", tensors))
+    found = Detector(model, judges, weights, centers, scales, usual, bent, calibration, threshold, known, facts)
+    found.blame(one_row(model.schema))  # what still does not fit is found here, not at the user's rows
     return found
+
+
+def _known(schema: Schema, tensors: dict[str, Tensor]) -> Batch | None:
+    """The rows of these tensors; None for no tensors."""
+    if not tensors:
+        return None
+    (numbers,) = shaped(tensors, numbers=(-1, schema.numbers))
+    (codes,) = shaped(tensors, torch.long, codes=(len(numbers), len(schema.levels)))
+    (seen,) = shaped(tensors, torch.bool, seen=(len(numbers), schema.cells))
+    if not ((codes >= 0) & (codes <= torch.tensor(schema.levels, dtype=torch.long))).all():
+        raise ValueError("known rows with levels that are none")
+    return Batch(numbers, codes, seen)
 
 
 def _judge(model: Model, name: str, tensors: dict[str, Tensor]) -> Judge:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from narrows.fitted import Model
 from narrows.schema import Batch, Column, Schema
+from narrows.tasks.features import features_of
 from narrows.tasks.judges import Evidence, Judge
 from narrows.tasks.space import Space
+from narrows.tensorfile import shaped, under
 
 MEMBERS, SIZE = 32, 16  # memories, and rows of each: 8 and 64 rows did worse on the tables of ADBench
 NEAREST = 5
@@ -62,7 +64,11 @@ class Memory(Judge):
     @classmethod
     def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Memory:
         """The memory of these tensors."""
-        return cls(Space(schema, tensors["weight"]), tensors["points"], tensors["bandwidths"])
+        width = features_of(schema)
+        weight, points, bandwidths = shaped(tensors, weight=(width,), points=(-1, width), bandwidths=(-1,))
+        if len(points) % len(bandwidths) or not (bandwidths > 0).all():
+            raise ValueError(f"{len(points)} points in memories of bandwidths {bandwidths.tolist()}")
+        return cls(Space(schema, weight), points, bandwidths)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is remembered."""
@@ -111,7 +117,9 @@ class Neighbors(Judge):
     @classmethod
     def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Neighbors:
         """The neighbors of these tensors."""
-        return cls(Space(schema, tensors["weight"]), tensors["points"])
+        width = features_of(schema)
+        weight, points = shaped(tensors, weight=(width,), points=(-1, width))
+        return cls(Space(schema, weight), points)
 
     def tensors(self) -> dict[str, Tensor]:
         """The rows learnt from."""
@@ -173,7 +181,12 @@ class Covariance(Judge):
     @classmethod
     def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Covariance:
         """The covariance of these tensors."""
-        return cls(Space(schema, tensors["weight"]), *(tensors[name] for name in ("mean", "directions", "variances")))
+        width = features_of(schema)
+        weight, mean, directions = shaped(tensors, weight=(width,), mean=(width,), directions=(width, -1))
+        (variances,) = shaped(tensors, variances=(directions.shape[1] + 1,))
+        if not (variances > 0).all():
+            raise ValueError("variances of 0 or less")
+        return cls(Space(schema, weight), mean, directions, variances)
 
     def tensors(self) -> dict[str, Tensor]:
         """Mean, directions and variances."""
@@ -224,8 +237,8 @@ class Codes(Judge):
     @classmethod
     def read(cls, model: Model, tensors: Mapping[str, Tensor]) -> Codes:
         """The codes of these tensors."""
-        kind = Memory if "bandwidths" in tensors else Neighbors
-        return cls(model, kind.read(_numbers(model.code_size), tensors))
+        kind = Memory if any(name.startswith(Memory.name) for name in tensors) else Neighbors
+        return cls(model, kind.read(_numbers(model.code_size), under(f"{kind.name}.", tensors)))
 
     def typical(self, rows: Batch) -> Evidence:
         """What it says of the rows that it learnt from."""
@@ -233,7 +246,7 @@ class Codes(Judge):
 
     def tensors(self) -> dict[str, Tensor]:
         """What its judge learnt."""
-        return self.judge.tensors()
+        return {f"{self.judge.name}.{name}": tensor for name, tensor in self.judge.tensors().items()}
 
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows, for which no cell is to blame."""

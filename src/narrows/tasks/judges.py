@@ -21,6 +21,7 @@ from narrows.fitted import Model
 from narrows.model.autoencoder import AutoencoderModule
 from narrows.model.likelihoods import Prediction
 from narrows.schema import Batch, Schema
+from narrows.tensorfile import shaped
 from narrows.train.randomness import VALIDATION, generator
 
 BINS = 10
@@ -95,7 +96,11 @@ class Histograms(Judge):
     @classmethod
     def read(cls, schema: Schema, tensors: Mapping[str, Tensor]) -> Histograms:
         """The histograms of these tensors."""
-        return cls(schema, *(tensors[name] for name in ("low", "width", "bins", "levels")))
+        numbers, levels = (schema.numbers,), sum(schema.levels) + len(schema.levels)
+        found = shaped(tensors, low=numbers, width=numbers, bins=(*numbers, BINS + 2), levels=(levels,))
+        if not (tensors["width"] > 0).all():
+            raise ValueError("bins that are not wider than 0")
+        return cls(schema, *found)
 
     def tensors(self) -> dict[str, Tensor]:
         """The bins, and what they are worth."""
