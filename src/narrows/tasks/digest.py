@@ -87,7 +87,7 @@ class Digest:
         if alarms is not None:
             return f"which at most {alarms:.3g} of normal rows reach"
         if facts["contamination"] == "auto":
-            return "which the scores of training suggest"
+            return f"which the scores of {facts['calibrated']} suggest"
         return f"which {facts['contamination']:.3g} of the training rows reach"
 
     def _calibration(self) -> str:
