@@ -53,9 +53,7 @@ def test_false_alarms_over_fifty_splits_follow_the_law(pool, rate):
     assert abs(np.mean(alarms) - law.mean()) < 4 * law.std() / math.sqrt(50)
 
 
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # some of many small fits leave the network out, some rows lie outside of training
+@pytest.mark.filterwarnings("ignore")  # of networks left out in small fits, and of rows outside of training
 def test_false_alarms_of_many_fits_with_rows_of_their_own_follow_the_law():
     rng, ranks = np.random.default_rng(0), {rate: [] for rate in RATES[1:]}
     for seed in range(25):
