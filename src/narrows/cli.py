@@ -31,6 +31,7 @@ VERBS = {
 }
 JOBS = {
     "detect": "Anomalies among rows: scores, p-values, which rows stand out, and why.",
+    "follow": "Scores of steps of a series as they arrive on standard input, a line of JSON for each.",
     "generate": "New rows like those of training; or rows between rows.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",

@@ -6,6 +6,7 @@ Like `verbs`, each reads its arguments, calls one function, and says what it did
 from __future__ import annotations
 
 import json as jsonlib
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from narrows.applied import model_of, reading_of, rows_of, say, with_asides
 from narrows.errors import SettingError
 from narrows.fitted import Model
 from narrows.options import Applying, Drawing, Flat, refuse_output
+from narrows.sources.lines import read_steps
 from narrows.sources.reading import asides
 from narrows.sources.source import Source
 from narrows.sources.write import write_rows
@@ -27,6 +29,7 @@ from narrows.tasks.heat import picture_field, pictured, pictures
 from narrows.tasks.labelled import Task
 from narrows.tasks.prior import keep_prior
 from narrows.tasks.probe import probe as probe_model
+from narrows.tasks.steps import StepVerdicts, means
 from narrows.tasks.verdicts import Verdicts
 from narrows.tasks.whole import cleaned
 
@@ -63,6 +66,7 @@ def detect(
     *,
     out: Path | None = None,
     explain: bool = False,
+    steps: bool = False,
     alarms: float | None = None,
     json: bool = False,
     applying: Annotated[Applying | None, Flat] = None,
@@ -75,12 +79,16 @@ def detect(
         out: .parquet, .csv, .jsonl: a line for each row; without a suffix a folder of pictures, each beside its heat.
             Without it, only the terminal says what was found.
         explain: write for each row why: the cells to blame, what was expected there, the nearest ordinary row.
+        steps: write a line for each step of a series in place of each window: the mean over the windows that cover it.
         alarms: share of normal rows that may be called anomalies, such as 0.01; by default the model's own threshold.
         json: print the result as JSON.
     """
     if out:
         refuse_output(out, model, data)
     verdicts = Verdicts(model_of(model, applying), explain=explain, alarms=alarms)
+    if steps:
+        _write_steps(out, verdicts, rows_of(verdicts.model, data, applying))
+        return
     source, digest = rows_of(verdicts.model, data, applying), Digest(verdicts)
     if out and not out.suffix:
         _draw_heat(out, verdicts, source, digest)
@@ -96,6 +104,44 @@ def detect(
     console.width = max(console.width, NARROWEST)
     console.print(digest.table())
     say(f"{out}: {digest}" if out else str(digest))
+
+
+def _write_steps(out: Path | None, verdicts: Verdicts, source: Source) -> None:
+    """Write a line for each step of a series."""
+    if out is None or not out.suffix:
+        raise SettingError("--steps without a file to write them to", "--out steps.parquet, .csv or .jsonl")
+    told = StepVerdicts(verdicts)
+    say(f"{out}: {write_rows(out, told.on(source), told.schema):,} steps")
+
+
+def follow(
+    model: Path,
+    *,
+    state: Path | None = None,
+    series: str | None = None,
+    alarms: float | None = None,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
+    """Scores of steps of a series as they arrive on standard input, a line of JSON for each.
+
+    Args:
+        model: a .narrows file of `fit --for detect` on windows of a series.
+        state: file to go on from, where it is there, and to leave behind: a stopped run goes on as if never stopped.
+        series: column that tells one series from another.
+        alarms: share of normal windows that may be called anomalies; by default the model's own threshold.
+    """
+    told = StepVerdicts(Verdicts(model_of(model, applying), alarms=alarms))
+    if state is not None and state.exists():
+        told.follower.restore(state)
+    try:
+        for name, values in read_steps(sys.stdin, told.channels, series):
+            print(jsonlib.dumps(told.heard(told.follower.hear(values, name))), flush=True)
+    finally:  # also where it was interrupted, or a line could not be read: what was heard is not lost
+        if state is not None:
+            told.follower.save(state)
+    if state is None:  # no later step is to come
+        for steps in told.follower.finish():
+            print(jsonlib.dumps({"settled": means(steps)}), flush=True)
 
 
 def _draw_heat(out: Path, verdicts: Verdicts, source: Source, digest: Digest) -> None:
