@@ -105,7 +105,7 @@ def nab(data: Path) -> Iterator[Case]:
         stamps = np.array([row["timestamp"][:19] for row in rows])
         steps = np.array([[float(row["value"])] for row in rows])
         truth = np.any([(stamps >= first[:19]) & (stamps <= last[:19]) for first, last in stretches[name]], axis=0)
-        yield Case(Path(name).stem, steps, steps, truth)
+        yield Case(name.removesuffix(".csv"), steps, steps, truth)
 
 
 def msl(data: Path) -> Iterator[Case]:

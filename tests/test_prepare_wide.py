@@ -194,7 +194,9 @@ def test_missing_counts_hold_the_mean_and_others_are_refused() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(0, 10**6), st.sampled_from(["standardize", "minmax", "none", "own"]), st.sampled_from([(), (1,), (3,)])
+    st.integers(0, 10**6),
+    st.sampled_from(["standardize", "minmax", "none", "own", "joint"]),
+    st.sampled_from([(), (1,), (3,)]),
 )
 def test_windows_come_back(seed: int, word: str, channels: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
@@ -214,11 +216,22 @@ def test_channels_are_scaled_by_all_their_steps() -> None:
         ("standardize", (flat - flat.mean(0)) / flat.std(0)),
         ("minmax", (flat - flat.min(0)) / np.ptp(flat, axis=0)),
         ("none", flat),
+        ("joint", (flat - flat.mean(0)) / np.sqrt(flat.var(0).mean())),
     ):
         preparer = learn(block(values, kind="series"), word)
         numbers = preparer.prepare(block(values)).numbers.numpy()
         np.testing.assert_allclose(numbers.reshape(-1, 2), expected, rtol=1e-5, atol=1e-5)
         assert preparer.schema["x"].bounded == (word == "minmax")
+
+
+@pytest.mark.parametrize(("sizes", "word"), [([1, 9, 0], "joint"), ([1, 11, 5], "minmax"), ([0, 0, 0], "minmax")])
+def test_channels_of_one_size_are_scaled_jointly_where_any_series_is_wished_for(sizes: list[int], word: str) -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, (50, 5, 3))
+    values[0, 0], values[0, 1] = 1, -1
+    rows = block(values * sizes, kind="series")
+    chosen = Preparer.learn(collect(rows), transforms={"*series": "minmax"})
+    assert torch.equal(chosen.prepare(rows).numbers, learn(rows, word).prepare(rows).numbers)
+    assert torch.equal(learn(rows).prepare(rows).numbers, learn(rows, "standardize").prepare(rows).numbers)
 
 
 def test_each_row_has_its_own_scale() -> None:

@@ -55,9 +55,9 @@ class Plan:
         seed: of every random draw; equal seeds, data and machines give equal models.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         columns: column -> a kind (number, count, binary, category, date, image, series, audio, tokens, bag), a
-            transform (standardize, minmax, quantile, asinh, none; own, wave, spectra; bytes, chars, words, bpe; counts,
-            tfidf), or both with a space between, where the ones chosen are wrong; `*` stands for every column of
-            numbers that is not named.
+            transform (standardize, minmax, quantile, asinh, none; own, joint, wave, spectra; bytes, chars, words, bpe;
+            counts, tfidf), or both with a space between, where the ones chosen are wrong; `*` stands for every column
+            of numbers that is not named.
         steps: to make in as many epochs as they take, where `epochs` does not say it; None for a default.
         suit: (plan, schema) -> plan, for those who choose recipe, code and network by the columns; None for nobody.
     """

@@ -45,8 +45,9 @@ class Choices:
     column: Annotated[dict[str, str], Parameter(show_default=False)] = field(default_factory=dict)
     """What a column is, where that was guessed wrong: `--column.zip category --column.income quantile`. Kinds: number,
     count, binary, category, date, image, series, audio, tokens, bag. Of numbers: standardize, minmax, quantile, asinh,
-    none; of series also own (each by its own mean and spread); of sounds: wave, spectra; of texts: chars, bytes, words,
-    bpe; of bags: counts, tfidf. An unnamed array is column x; `--column.* asinh` is for all other numbers."""
+    none; of series also own (each by its own mean and spread) and joint (one scale for all channels); of sounds: wave,
+    spectra; of texts: chars, bytes, words, bpe; of bags: counts, tfidf. An unnamed array is column x; `--column.*
+    asinh` is for all other numbers."""
 
 
 @dataclass

@@ -105,7 +105,8 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
         word = wishes.transforms.get(ANY)
         kind = "number" if word else kind
     if not word and kind == "series":
-        word = "none" if _within_one(column) and ANY_SERIES in wishes.transforms else wishes.transforms.get(ANY_SERIES)
+        word = wishes.transforms.get(ANY_SERIES)
+        word = "joint" if word and _of_one_size(column) else word
     if word and word not in FITTING.get(kind, ()):
         known = " or ".join(FITTING.get(kind, ())) or "none: leave it out"
         raise SettingError(f"column {name!r} is of kind {kind}: no transform {word!r} for it", known)
@@ -200,9 +201,15 @@ def possible_kinds(values: Nature, shape: tuple[int, ...]) -> tuple[Kind, ...]:
     return TENSORS[min(len(shape), 3)] if values == "tensor" else POSSIBLE[values]
 
 
-def _within_one(column: ColumnStatistics) -> bool:
-    """Whether all values lie within [-1, 1]: who scaled them chose what channels are worth beside each other."""
-    return bool(np.nanmin(column.moments.low) >= -1 and np.nanmax(column.moments.high) <= 1)
+def _of_one_size(column: ColumnStatistics) -> bool:
+    """Whether the greatest values of all channels that are not 0 are within a factor of ten of each other.
+
+    They are taken to be of one unit then, and a channel that hardly moves is not blown up to the size of the others.
+    """
+    channels = column.moments.pooled(column.shape[1]) if len(column.shape) == 2 else column.moments
+    greatest = np.fmax(np.abs(channels.low), np.abs(channels.high))
+    greatest = greatest[greatest > 0]
+    return bool(len(greatest) and greatest.max() <= 10 * greatest.min())
 
 
 def _of_numbers(column: ColumnStatistics) -> bool:

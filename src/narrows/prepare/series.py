@@ -227,7 +227,7 @@ def plan_series(series: Series, moments: Moments, lengths: Moments, sampled: Ser
         inner, side = units.split(positions * channels)
         grid = _plan(inner.pooled(channels), "none" if series.transform == "own" else "standardize")
         return grid.tiled(positions).beside(_plan(side, "standardize"))
-    grid = _plan_wave(moments) if series.transform == "wave" else _plan(moments, series.transform)
+    grid = ONE_SCALE[series.transform](moments) if series.transform in ONE_SCALE else _plan(moments, series.transform)
     plan = grid.tiled(positions)
     return plan.beside(_plan(lengths, "standardize")) if series.ragged else plan
 
@@ -237,6 +237,15 @@ def _plan_wave(channels: Moments) -> Plan:
     level = float(channels.pooled(1).deviation[0])
     zeros = np.zeros(len(channels.mean))
     return Plan.affine(channels, zeros, zeros + (level if 1e-150 < level < np.inf else 1.0))
+
+
+def _plan_joint(channels: Moments) -> Plan:
+    """One scale for all channels, those that move much and those that hardly do, and each one's own center."""
+    level = float(np.sqrt(np.mean(channels.deviation**2)))
+    return Plan.affine(channels, channels.mean, np.full(len(channels.mean), level if 1e-150 < level < np.inf else 1.0))
+
+
+ONE_SCALE = {"wave": _plan_wave, "joint": _plan_joint}
 
 
 def _plan(moments: Moments, transform: str) -> Plan:

@@ -11,7 +11,7 @@ FITTING: dict[Kind, tuple[str, ...]] = {
     "number": ("standardize", "minmax", "quantile", "asinh", "none"),
     "count": ("none",),
     "image": ("standardize", "minmax", "none"),
-    "series": ("standardize", "minmax", "none", "own"),
+    "series": ("standardize", "minmax", "none", "own", "joint"),
     "audio": ("wave", "spectra"),
     "tokens": ("chars", "bytes", "words", "bpe"),
     "bag": ("counts", "tfidf"),
@@ -22,6 +22,7 @@ TRANSFORMS: tuple[str, ...] = tuple(dict.fromkeys(word for fitting in FITTING.va
 
 IMPLIED: dict[str, Kind] = {
     "own": "series",
+    "joint": "series",
     **dict.fromkeys(FITTING["audio"], "audio"),
     **dict.fromkeys(FITTING["tokens"], "tokens"),
     **dict.fromkeys(FITTING["bag"], "bag"),
@@ -30,4 +31,4 @@ IMPLIED: dict[str, Kind] = {
 
 ANY, ANY_SERIES = "*", "*series"
 """In place of a column's name: every column of numbers that no other wish names; `*series`: every series
-that does not lie within [-1, 1] already."""
+whose channels differ in size; those of one size are scaled jointly then."""

@@ -51,8 +51,8 @@ class Detector:
         model: whose part it is.
         judges: who give evidence.
         weights: (J,) of each.
-        centers: (J,) median evidence of each against training rows; the least where it is added up as it is.
-        scales: (J,) its spread, or its mean above the least.
+        centers: (J,) median evidence of each against training rows.
+        scales: (J,) its spread: that of the middle half where it is bent, else its standard deviation.
         usual: (2, J, C) mean and spread of each judge's evidence against each cell, above 0; blame is what exceeds it.
         bent: whether evidence goes through asinh, so that no judge's verdict outweighs all others.
         calibration: scores of rows held out.
