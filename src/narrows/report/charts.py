@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
 
 import numpy as np
@@ -17,6 +18,7 @@ from markupsafe import Markup
 Floats = npt.NDArray[np.float64]
 WIDTH, HEIGHT = 460, 330
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 48
+BANDS, FAINT = 80, 0.03  # of a tint behind lines, and the least that is drawn
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,44 @@ def points(x: Floats, y: Floats, classes: npt.NDArray[np.int64], titles: tuple[s
     return _drawing(across, up, *titles, layers)
 
 
-def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
+def histogram(edges: Floats, shares: Floats, line: Floats, mark: float, titles: tuple[str, str]) -> Markup:
+    """Bars of shares, those beyond a mark in another color, and the outline of other shares over them.
+
+    Args:
+        edges: (n + 1,) of the bars.
+        shares: (n,) height of each; what is not 0 is drawn at least two pixels high.
+        line: (n,) heights of the outline.
+        mark: value where an upright line stands.
+        titles: of the two axes.
+    """
+    x = Axis(float(edges[0]), float(edges[-1]), LEFT + 4, WIDTH - RIGHT)
+    y = Axis(0.0, 1.08 * max(float(shares.max()), float(line.max()), 1e-9), HEIGHT - BOTTOM, TOP)
+    left, right, floor_ = x.at(edges[:-1]), x.at(edges[1:]), HEIGHT - BOTTOM
+    tops = np.where(shares > 0, np.minimum(y.at(shares), floor_ - 2), floor_)
+    parts = [
+        Markup('<path class="{}" d="{}"/>').format(
+            name,
+            "".join(
+                f"M{a + 0.5:.1f} {floor_}V{top:.1f}H{b - 0.5:.1f}V{floor_}"
+                for a, b, top, here in zip(left, right, tops, beyond, strict=True)
+                if here and top < floor_
+            ),
+        )
+        for name, beyond in (("low", edges[:-1] < mark), ("high", edges[:-1] >= mark))
+    ]
+    outline = "".join(f"V{up:.1f}H{b:.1f}" for up, b in zip(y.at(line), right, strict=True))
+    parts.append(Markup('<path class="line original" d="M{:.1f} {}{}"/>').format(left[0], floor_, outline))
+    parts.append(Markup('<path class="mark" d="M{:.1f} {}V{}"/>').format(float(x.at(mark)), floor_, TOP))
+    return _drawing(x, y, *titles, parts)
+
+
+def overlay(series: Sequence[tuple[str, Floats]], name: str, heat: Floats | None = None) -> Markup:
     """A small chart of lines over the positions of a row, with its lowest and highest value as ticks.
 
     Args:
         series: CSS class and values of each line, drawn in order; some may end earlier than others.
         name: what it shows, for readers who cannot see it.
+        heat: (n,) from 0 to 1, how strongly the positions behind the lines are tinted.
     """
     width, height, left = 280, 120, 44
     count = max(len(values) for _, values in series)
@@ -121,9 +155,20 @@ def overlay(series: Sequence[tuple[str, Floats]], name: str) -> Markup:
     lines = [_line(style, x.at(at), y.at(line[at])) for (style, line), at in zip(series, places, strict=True)]
     ends = [t for t in y.ticks(3) if y.low <= t <= y.high]
     grid = _rows(y, ends, left, width - 4)
+    grid = grid if heat is None else _shades(heat, x, height) + grid
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, name, Markup("").join([grid, *lines])
     )
+
+
+def _shades(heat: Floats, x: Axis, height: float) -> Markup:
+    """Upright bands behind positions, as many as can be told apart, each as strong as its hottest position."""
+    edges = np.unique(np.linspace(0, len(heat), min(len(heat), BANDS) + 1).round().astype(int))
+    band = Markup('<path class="hot" opacity="{:.2f}" d="M{:.1f} 0H{:.1f}V{:g}H{:.1f}z"/>')
+    places = x.at(edges - 0.5).clip(x.start, x.stop)
+    strengths = [float(heat[a:b].max()) for a, b in pairwise(edges)]
+    drawn = zip(strengths, places[:-1], places[1:], strict=True)
+    return Markup("").join(band.format(how, a, b, height, a) for how, a, b in drawn if how > FAINT)
 
 
 def _drawing(x: Axis, y: Axis, x_title: str, y_title: str, marks: Iterable[Markup]) -> Markup:

@@ -18,6 +18,7 @@ from narrows import __version__
 from narrows.errors import SettingError
 from narrows.files import atomic
 from narrows.fitted import Model
+from narrows.report.anomalies import anomalies
 from narrows.report.cards import card_lists
 from narrows.report.cells import View
 from narrows.report.comparison import column_errors, introduction, notes
@@ -57,6 +58,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         figure=figure,
         source=source.name.rstrip("/").rsplit("/", 1)[-1],  # where it lies is nobody else's business
         about=about(model),
+        anomalies=anomalies(model, source, worst),
         evaluation=evaluation,
         headline=evaluation.headline,
         introduction=introduction(evaluation),

@@ -62,7 +62,7 @@ class Why:
         self.detector, self.model = detector, detector.model
         self._columns = [column for column in self.model.schema if column.cells]
         self._heated = [column for column in self._columns if heat_type(column) is not None]
-        self._suspects = [*_suspects(self.model)]
+        self._suspects = [*suspects_of(self.model)]
         self._owner = torch.zeros(self.model.schema.cells, dtype=torch.long)
         for place, suspect in enumerate(self._suspects):
             self._owner[suspect.cells] = place
@@ -163,12 +163,12 @@ class _Case:
         # what came says more than what the model made of it: a level that it does not know has a name there
         own = self.raw if not column.shape and column.name in self.raw.schema.names else self.given
         chosen = pa.array(rows.numpy())
-        values, others = (_values(table.column(column.name), chosen, suspect) for table in (own, self.expected))
+        values, others = (values_of(table.column(column.name), chosen, suspect) for table in (own, self.expected))
         pairs = zip(values, others, strict=True)
         return [suspect.name + (f" {v} in place of {other}" if v != other else f" {v}") for v, other in pairs]
 
 
-def _suspects(model: Model) -> Iterator[Suspect]:
+def suspects_of(model: Model) -> Iterator[Suspect]:
     """Everything that can be named, in the order of columns and cells."""
     for column in model.schema:
         span, items = model.schema.spans[column.name], model.preparer.layouts.get(column.name)
@@ -181,7 +181,7 @@ def _suspects(model: Model) -> Iterator[Suspect]:
                 yield Suspect(name, column, slice(span.start + place, span.start + place + 1), place)
 
 
-def _values(values: pa.Array, rows: pa.Array, suspect: Suspect) -> list[str]:
+def values_of(values: pa.Array, rows: pa.Array, suspect: Suspect) -> list[str]:
     """Values of a column at some rows in words, of an array those of one element."""
     if suspect.element is None:
         return texts(plain(values).take(rows))
