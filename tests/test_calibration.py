@@ -85,7 +85,7 @@ def test_the_fence_follows_its_formula_in_any_order(values, random):
     middle = np.median(values)
     wanted = middle + 2.5 * np.median(np.abs(np.array(values) - middle)) / stats.norm.ppf(0.75)
     random.shuffle(values)
-    assert fence(doubles(values)) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    assert fence(doubles(values)) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
 def test_a_third_of_anomalies_does_not_carry_the_fence_away():

@@ -18,7 +18,7 @@ from torch import Tensor
 from narrows.errors import SettingError
 
 FEWEST = 20  # held-out rows of which a p-value says something
-DEVIATIONS, NORMAL = 2.5, 0.6745  # of a normal distribution the median absolute deviation is 0.6745 standard ones
+DEVIATIONS, NORMAL = 2.5, 0.6744897501960817  # the median absolute deviation of a standard normal distribution
 
 
 @dataclass(frozen=True)

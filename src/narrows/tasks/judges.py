@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import log
 from typing import ClassVar
 
 import torch
@@ -76,8 +77,8 @@ class Histograms(Judge):
         self.schema, self.low, self.width, self.bins, self.levels = schema, low, width, bins, levels
 
     @classmethod
-    def learn(cls, schema: Schema, rows: Batch) -> Histograms:
-        """The histograms of rows (n)."""
+    def learn(cls, schema: Schema, rows: Batch, common: float = 1.0) -> Histograms:
+        """The histograms of rows (n), in which levels of this share of rows or more are as ordinary as can be."""
         rows = rows.dense()
         seen = rows.mask()
         low, high = (rows.numbers.masked_fill(~seen[:, : schema.numbers], end).nan_to_num() for end in (1e9, -1e9))
@@ -90,7 +91,8 @@ class Histograms(Judge):
             1, places.T, seen[:, : schema.numbers].T.float().contiguous()
         )
         made.bins = _rarity(counts)
-        made.levels = torch.cat([torch.zeros(0), *made._levels(rows, seen)])
+        levels = torch.cat([torch.zeros(0), *made._levels(rows, seen)])
+        made.levels = torch.where(levels > -log(common), levels, torch.zeros(()))
         return made
 
     @classmethod

@@ -26,6 +26,7 @@ from narrows.train.randomness import VALIDATION, generator
 RECIPE = "masked:rate=0.6,patch=1,vary=true,shown=0.1,stagger=true"
 NETWORK, LATENT = Dense(hidden=(64,), members=8), 8
 SHARE = 0.5  # of the rows
+COMMON = 0.05  # of the rows: levels of so many say nothing, or the core would be the commonest combination of levels
 STEPS = 100  # of training: more teach the network what it should find odd
 SERIES_STEPS = 300  # of what tells the expected values of series: their scores go without
 MOST = 65_536  # rows that the core is chosen from
@@ -56,7 +57,8 @@ def ordinary(schema: Schema, rows: Batch, share: float) -> Tensor:
         raise DataError(f"{len(rows)} sample to learn what is ordinary from", f"at least {FEW} rows")
     if share >= 1 or of_series(schema) or not Space.holds(schema):  # half of the windows may lack a whole phase
         return torch.ones(len(rows), dtype=torch.bool)
-    screens: list[Judge] = [remember(schema, rows)[0], Histograms.learn(schema, rows)]
+    memory, _ = Memory.learn(Space.of(schema, rows, COMMON), rows, generator(0, VALIDATION))
+    screens: list[Judge] = [memory, Histograms.learn(schema, rows, COMMON)]
     odd = torch.stack([_squashed(screen(rows).total) for screen in screens]).sum(0)
     kept = odd.argsort(stable=True)[: max(2, round(share * len(rows)))]
     return torch.zeros(len(rows), dtype=torch.bool).index_fill_(0, kept, True)

@@ -32,14 +32,20 @@ class Space:
     weight: Tensor
 
     @classmethod
-    def of(cls, schema: Schema, rows: Batch) -> Space:
-        """The space of rows like these (n): levels weighed by how frequent they are there."""
+    def of(cls, schema: Schema, rows: Batch, common: float = 1.0) -> Space:
+        """The space of rows like these (n): levels weighed by how frequent they are there.
+
+        Args:
+            schema: of the rows.
+            rows: to learn from.
+            common: share of rows from which on a level takes no part.
+        """
         known = features(rows.dense(), schema)[:, schema.numbers :].mean(0)
         spread = (known * (1 - known)).sqrt()
         middle = ((known >= 0.1) & (known <= 0.9)).float() / MIDDLE  # `asinh_curve` of 0 and 1
         scale = torch.maximum(middle, NARROWEST * spread)
         rare = torch.where(scale > 0, torch.asinh(1 / scale.clamp_min(1e-3)), torch.ones(()))
-        return cls(schema, torch.cat([torch.ones(schema.numbers), rare]))
+        return cls(schema, torch.cat([torch.ones(schema.numbers), torch.where(known < common, rare, torch.zeros(()))]))
 
     @classmethod
     def holds(cls, schema: Schema) -> bool:
