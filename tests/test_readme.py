@@ -35,6 +35,15 @@ def test_everything_in_it_runs_in_order(tmp_path, monkeypatch):
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1797
 
 
+def test_the_python_on_the_page_of_anomalies_says_what_the_page_says():
+    text = (ROOT / "docs" / "anomalies.md").read_text()
+    names = {}
+    for step in STEPS.finditer(text):
+        exec(compile(step["code"], "anomalies.md", "exec"), names)
+    assert names["p"][7] < 0.02 and names["scores"].argsort()[-5:].tolist().count(7)
+    assert "heat 30" in names["why"] and "load 1.5" in names["why"]
+
+
 def test_the_tree_is_the_package():
     tree = README.split("    src/narrows/\n")[1].split("\n\n")[0]
     named = set(re.findall(r"\b(\w+\.py|\w+/)(?=\s|$)", tree))
