@@ -13,7 +13,9 @@ import torch
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan, fit
+from narrows.rows import Core, Rows
 from narrows.schema import Batch
+from narrows.sources.source import open_source
 from narrows.tasks.detect import PART, Detector
 from narrows.tasks.detecting import learn_detector
 from narrows.train.settings import Training
@@ -189,6 +191,19 @@ def test_rows_beyond_the_budget_are_streamed():
         scores = detector.scores(rows)
         assert (scores[odd][:, None] > scores[~odd]).double().mean() > 0.95
         assert detector.facts["calibrated"] == "held-out rows"
+
+
+def test_rows_to_choose_from_are_no_more_than_the_budget_bears():
+    """Where rows are wide; else a quarter of the budget, or 4,096 rows."""
+    values, offered = np.random.default_rng(0).normal(size=(3000, 3000)).astype(np.float32), []
+
+    def choose(_, rows):
+        offered.append(rows.numbers.nbytes)
+        return torch.arange(len(rows)) < 10
+
+    rows = Rows(open_source(values), 0.1, Training(budget=0), 0)
+    stream, _ = rows.streams(torch.device("cpu"), core=Core(choose, 65_536))
+    assert stream.rows == 10 and 8e6 < offered[0] < 33e6
 
 
 # the guard

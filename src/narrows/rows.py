@@ -192,7 +192,7 @@ class Rows:
         Raises:
             DataError: where it has none.
         """
-        thinned = Thinned(core.most)
+        thinned = Thinned(core.most if self.resident else min(core.most, self._limit))
         for batch in self.prepared():
             thinned.add(batch)
         some = thinned.batch()

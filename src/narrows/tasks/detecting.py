@@ -32,6 +32,7 @@ from narrows.tasks.space import Space, of_series
 from narrows.train.randomness import VALIDATION, generator
 
 SAMPLE = 20_000  # rows that judges learn from, and that the middle of scores is taken of
+CELLS = 1 << 26  # of these rows: evidence against all of them stands side by side
 COMPARED = 2_048  # ordinary rows that the network is compared on
 NARROWEST = 0.1  # of the mean spread of evidence over cells, that of a cell which hardly ever varies counts for
 
@@ -48,7 +49,7 @@ def learn_detector(model: Model, rows: Prepared, share: float = SHARE, contamina
     Raises:
         DataError: for rows too few, or all alike.
     """
-    thinned = Thinned(SAMPLE)
+    thinned = Thinned(min(SAMPLE, max(FEW, CELLS // model.schema.cells)))
     for batch in rows:
         thinned.add(batch)
     sample = thinned.batch()
