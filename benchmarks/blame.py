@@ -53,7 +53,8 @@ def read(data: Path, name: str) -> pd.DataFrame:
             frame = pd.DataFrame(arrays["X"][arrays["y"] == 0]).rename(columns=str)
     else:
         path = data / "tabular" / f"{TABLES[name]}.csv.gz"
-        frame = pd.read_csv(path, na_values="?")
+        header = None if name == "adult" else "infer"
+        frame = pd.read_csv(path, header=header, na_values="?", skipinitialspace=True).rename(columns=str)
         frame = frame.dropna(axis=1, thresh=len(frame) // 2).dropna()
     frame = frame.sample(min(len(frame), MOST), random_state=0).reset_index(drop=True)
     frame = frame.loc[:, frame.nunique() > 1]
