@@ -22,13 +22,14 @@ class Done:
     stderr: str
 
 
-def narrows(*words, cwd, code=0, stdout=None):
-    """Run a command in this process, as `main` does, in a folder of its own."""
+def narrows(*words, cwd, code=0, stdout=None, stdin=""):
+    """Run a command in this process, as `main` does, in a folder of its own, with so much on standard input."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(stdout or out),
         contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
         mock.patch.object(sys, "argv", ["narrows", *map(str, words)]),
         warnings.catch_warnings(action="default"),
         warnings.catch_warnings(action="error", category=RuntimeWarning),  # NumPy's own are no user's business
