@@ -95,21 +95,18 @@ class Detector:
         raise ModelFileError(f"part {PART} of the model: {what}", "what a fit for detecting learns")
 
     def evidence(self, rows: Batch) -> list[Evidence]:
-        """What each judge says of rows; of a few among copies of them, since products of few rows round differently."""
-        count = len(rows)
-        if 0 < count < FEW:
-            rows = rows[torch.arange(FEW) % count]
-        found = [judge(rows) for judge in self.judges]
+        """What each judge says of rows."""
+        found, count = [judge(_enough(rows)) for judge in self.judges], len(rows)
         return [Evidence(each.total[:count], each.cells[:count]) for each in found]
 
     def scores(self, rows: Batch) -> Tensor:
         """(n,) float64: higher is more abnormal; around 0 are rows in the middle of those of training."""
-        return self._weighed(self.evidence(rows), rows).sum(1)
+        totals = [judge.total(_enough(rows))[: len(rows)] for judge in self.judges]
+        return self._weighed(totals, rows).sum(1)
 
-    def _weighed(self, evidence: list[Evidence], rows: Batch) -> Tensor:
+    def _weighed(self, totals: list[Tensor], rows: Batch) -> Tensor:
         """(n, J) what each judge adds to a score; nothing for a row of which nothing was seen."""
-        totals = torch.stack([each.total.double() for each in evidence], dim=1)
-        units = (totals - self.centers) / self.scales
+        units = (torch.stack([total.double() for total in totals], dim=1) - self.centers) / self.scales
         weighed = self.weights * (torch.asinh(units) if self.bent else units)
         return weighed if rows.seen is None else weighed * rows.dense().mask().any(1, keepdim=True)
 
@@ -120,7 +117,7 @@ class Detector:
         to tell in every row, or a column of larger numbers, would be blamed for its neighbors.
         """
         evidence = self.evidence(rows)
-        weighed = self._weighed(evidence, rows)
+        weighed = self._weighed([each.total for each in evidence], rows)
         cells = torch.zeros(len(rows), self.model.schema.cells, dtype=torch.float64)
         for each, adds, mean, spread in zip(evidence, weighed.T, *self.usual, strict=True):
             given = ((each.cells - mean) / spread).clamp_min(0).double()
@@ -162,6 +159,11 @@ class _Facts(pydantic.BaseModel, extra="forbid", strict=True):
     share: pydantic.FiniteFloat
     calibrated: Literal["held-out rows", "training rows"]
     contamination: Literal["auto"] | pydantic.FiniteFloat
+
+
+def _enough(rows: Batch) -> Batch:
+    """Rows, of a few copies too: products of very few rows round differently."""
+    return rows[torch.arange(FEW) % len(rows)] if 0 < len(rows) < FEW else rows
 
 
 def _read(model: Model, part: Part) -> Detector:

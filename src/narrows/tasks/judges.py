@@ -51,6 +51,10 @@ class Judge(ABC):
     def __call__(self, rows: Batch) -> Evidence:
         """The evidence against rows."""
 
+    def total(self, rows: Batch) -> Tensor:
+        """(n,) the evidence alone, where that takes less time than to say whose it is."""
+        return self(rows).total
+
     def typical(self, rows: Batch) -> Evidence:
         """What it says of the rows that it learnt from."""
         return self(rows)
