@@ -37,9 +37,10 @@ class AnomalyDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
         network: as in `Autoencoder`, and so the rest.
         epochs: passes over the rows; None makes a hundred steps, since more teach the network what it should find odd.
         lr: learning rate.
-        training: further settings of the training. `validation` is the share that calibrates, by default 0.2.
+        training: further settings of the training. `validation` is the share that calibrates, by default 0.2,
+            0.1 with `all_normal`.
         columns: column -> kind or transform; other numbers are drawn towards each other by asinh, so that far ones
-            stay far without drowning the rest.
+            stay far without drowning the rest, or with `all_normal` mapped from their range to [0, 1].
         random_state: seed of every random draw of training; None draws one.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         verbose: 0 silent, 1 a progress bar, 2 a line an epoch.
