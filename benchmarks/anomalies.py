@@ -21,20 +21,14 @@ PyOD is in `requirements.txt`; Narrows alone needs none of it.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import distributions
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -46,7 +40,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler
 
-from narrows.files import atomic
+from kept import kept
 from standings import OURS, compared, markdown, standing
 
 Rows = NDArray[np.float64]
@@ -159,26 +153,9 @@ def warm(system: str) -> None:
     abnormality(system, detector(system, 0, 0).fit(rows), rows)
 
 
-@contextmanager
-def kept() -> Iterator[dict[str, Any]]:
-    """The results, to be changed: read, and written whole at the end, while no other process does the same."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    folder = os.open(RESULTS.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        results: dict[str, Any] = {"versions": {}, "runs": {}, "standings": {}, "speed": {}}
-        if RESULTS.exists():
-            results = json.loads(RESULTS.read_text())
-        yield results
-        cores = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        results["machine"] = {"processor": platform.processor() or platform.machine(), **cores}
-        results["versions"] |= {found.name: found.version for found in distributions() if found.name in PACKAGES}
-        results["date"] = datetime.now(UTC).date().isoformat()
-        text = json.dumps(results, indent=1, sort_keys=True)
-        with atomic(RESULTS) as path:  # innermost objects on a line each: there are thousands
-            path.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
-    finally:
-        os.close(folder)
+def stored() -> AbstractContextManager[dict[str, Any]]:
+    """The results, to be changed."""
+    return kept(RESULTS, {"runs": {}, "standings": {}, "speed": {}}, PACKAGES)
 
 
 def missing(asked: argparse.Namespace, name: str, seed: int) -> list[str]:
@@ -201,7 +178,7 @@ def run(asked: argparse.Namespace) -> None:
                 ready.add(system)
             found = measured(system, split, seed, all_normal=asked.variant == "clean")
             print(asked.variant, name, seed, system, json.dumps(found), flush=True)
-            with kept() as results:
+            with stored() as results:
                 runs = results["runs"].setdefault(asked.variant, {}).setdefault(name, {})
                 runs.setdefault(system, {})[str(seed)] = found
 
@@ -227,13 +204,13 @@ def speed(data: Path) -> None:
         ours, theirs = (facts[system]["fit"] + facts[system]["score"] for system in facts)
         facts["times sooner"] = round(theirs / ours, 1)
         print(name, "times sooner", facts["times sooner"], flush=True)
-        with kept() as results:
+        with stored() as results:
             results["speed"][name] = facts
 
 
 def conclude(path: Path | None) -> None:
     """Keep the standings, print the tables, and write them where that was asked for."""
-    with kept() as results:
+    with stored() as results:
         figures = {variant: compared(results["runs"][variant]) for variant in VARIANTS if variant in results["runs"]}
         results["standings"] = {variant: standing(found) for variant, found in figures.items() if found.cases}
     text = markdown(figures, results["speed"])

@@ -22,18 +22,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import gzip
 import json
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +40,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.preprocessing import StandardScaler
 
-from narrows.files import atomic
+from kept import kept
 from narrows.sources.reading import Reading
 from narrows.sources.source import open_source
 from narrows.tasks.points import Points
@@ -205,25 +199,11 @@ def measured(case: Case, system: str) -> dict[str, float]:
 
 
 @contextmanager
-def kept() -> Iterator[dict[str, Any]]:
-    """The results, to be changed: read, and written whole at the end, while no other process does the same."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    folder = os.open(RESULTS.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        results: dict[str, Any] = {"runs": {}, "means": {}, "versions": {}}
-        if RESULTS.exists():
-            results = json.loads(RESULTS.read_text())
+def stored() -> Iterator[dict[str, Any]]:
+    """The results, to be changed; their means follow."""
+    with kept(RESULTS, {"runs": {}, "means": {}}, PACKAGES) as results:
         yield results
         results["means"] = {name: means(found) for name, found in results["runs"].items()}
-        results["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        results["versions"] |= {found.name: found.version for found in distributions() if found.name in PACKAGES}
-        results["date"] = datetime.now(UTC).date().isoformat()
-        text = json.dumps(results, indent=1, sort_keys=True)
-        with atomic(RESULTS) as path:  # innermost objects on a line each
-            path.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
-    finally:
-        os.close(folder)
 
 
 def means(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -264,15 +244,15 @@ def main() -> None:
     for name in asked.sets:
         for case in SETS[name](asked.data):
             for system in asked.systems or SYSTEMS:
-                with kept() as results:
+                with stored() as results:
                     done = system in results["runs"].setdefault(name, {}).setdefault(case.name, {})
                 if done and not asked.again:
                     continue
                 found = measured(case, system)
                 print(name, case.name, system, json.dumps(found), flush=True)
-                with kept() as results:
+                with stored() as results:
                     results["runs"][name][case.name][system] = found
-    with kept() as results:
+    with stored() as results:
         print(table(results))
 
 

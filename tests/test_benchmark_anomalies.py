@@ -74,7 +74,7 @@ def test_results_kept_by_many_at_once_are_all_there(bench, tmp_path, monkeypatch
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "anomalies.json")
 
     def add(place):
-        with bench.kept() as results:
+        with bench.stored() as results:
             results["runs"].setdefault("clean", {}).setdefault(f"{place}_a", {})["Narrows"] = {"1": {"ROC": place / 40}}
 
     with ThreadPoolExecutor(8) as pool:
@@ -85,10 +85,10 @@ def test_results_kept_by_many_at_once_are_all_there(bench, tmp_path, monkeypatch
 
 def test_a_failure_leaves_the_results_as_they_were(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "anomalies.json")
-    with bench.kept() as results:
+    with bench.stored() as results:
         results["speed"]["a"] = 1
     before = bench.RESULTS.read_bytes()
-    with pytest.raises(TypeError), bench.kept() as results:
+    with pytest.raises(TypeError), bench.stored() as results:
         results["speed"]["a"] = {2}  # JSON has no sets
     assert bench.RESULTS.read_bytes() == before
 

@@ -1,0 +1,45 @@
+"""Results that are kept as they come: a file that several processes may add to, read and written whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from narrows.files import atomic
+
+
+@contextmanager
+def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The results, to be changed: read, and written at the end, while no other process does the same.
+
+    Args:
+        path: of the file.
+        empty: what they are before there is one.
+        packages: whose versions are noted, where they are installed.
+    """
+    path.parent.mkdir(exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"versions": {}, **empty}
+        yield results
+        cores = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+        results["machine"] = {"processor": platform.processor() or platform.machine(), **cores}
+        results["versions"] |= {found.name: found.version for found in distributions() if found.name in packages}
+        results["date"] = datetime.now(UTC).date().isoformat()
+        text = json.dumps(results, indent=1, sort_keys=True)
+        with atomic(path) as written:  # innermost objects on a line each: there are thousands
+            written.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
+    finally:
+        os.close(folder)
