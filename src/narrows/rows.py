@@ -25,6 +25,7 @@ from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
+from narrows.train.devices import fits
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
 
@@ -152,7 +153,7 @@ class Rows:
         """Training rows, shuffled anew each epoch, and validation rows in order; None where there are none.
 
         Args:
-            device: where resident rows are kept.
+            device: where training is done. Rows in memory are kept there if they fit; else it uploads its batches.
             weight: (n,) weight of each row of the source, in order.
             core: trains on chosen rows alone, and keeps those held out to itself.
 
@@ -168,17 +169,22 @@ class Rows:
         held = self._given() or self._held
         if core is not None:
             self._rejoin(core.held)
-            return Resident(self._chosen(core).to(device), self.batch_size, self.seed), None
+            return self._kept(self._chosen(core), device), None
         if held is None and self.split is not None:
             text = (
                 f"holding out {self.wanted} of {self.count:,} rows left none to validate on: the last weights are kept"
             )
             warnings.warn(f"{text}, not the best; try a larger share", FitWarning, stacklevel=3)
-        validation = None if held is None else Resident(held.to(device), self.batch_size, self.seed, shuffle=False)
+        validation = None if held is None else self._kept(held, device, shuffle=False)
         if self._train is not None:
-            return Resident(self._train.to(device), self.batch_size, self.seed), validation
+            return self._kept(self._train, device), validation
         shuffle = Shuffle(self.source, self.split, self.seed, self.window)
         return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
+
+    def _kept(self, rows: Batch, device: torch.device, shuffle: bool = True) -> Resident:
+        """Rows in memory: on a GPU where they fit, but for bags, whose entries the CPU must count to take some rows."""
+        there = rows.sparse is None and fits(rows.nbytes, device)
+        return Resident(rows.to(device) if there else rows, self.batch_size, self.seed, shuffle)
 
     def _rejoin(self, fewest: int) -> None:
         """Put rows held out, where there are fewer, behind the training rows."""

@@ -195,13 +195,20 @@ class Sparse:
         entries = torch.arange(int(offsets[-1]), device=self.offsets.device) + starts.repeat_interleave(counts)
         return Sparse(offsets, self.cells[entries], self.values[entries], self.width)
 
-    def to(self, device: torch.device | str) -> Sparse:
-        """The same on another device."""
-        return Sparse(self.offsets.to(device), self.cells.to(device), self.values.to(device), self.width)
+    def to(self, device: torch.device | str, wait: bool = True) -> Sparse:
+        """The same on another device; see `Batch.to`."""
+        offsets, cells, values = (_on(tensor, device, wait) for tensor in self.tensors())
+        return Sparse(offsets, cells, values, self.width)
+
+    def tensors(self) -> list[Tensor]:
+        """All that it consists of."""
+        return [self.offsets, self.cells, self.values]
 
     def dense(self) -> Tensor:
         """(B, width) float32."""
-        rows = torch.arange(len(self), device=self.offsets.device).repeat_interleave(self.offsets.diff())
+        rows = torch.arange(len(self), device=self.offsets.device)
+        # told how many there are, a GPU need not be asked
+        rows = rows.repeat_interleave(self.offsets.diff(), output_size=len(self.cells))
         return self.values.new_zeros(len(self), self.width).index_put_((rows, self.cells), self.values)
 
     @property
@@ -247,9 +254,25 @@ class Batch:
             return self._map(lambda part: part.index_select(0, rows) if isinstance(part, Tensor) else part[rows])
         return self._map(lambda part: part[rows])
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device | str, wait: bool = True) -> Batch:
+        """The batch on another device.
+
+        Args:
+            device: to go to.
+            wait: until it is there; otherwise it is on its way to a GPU from pinned memory, and what reads it must be
+                queued behind it.
+        """
+        return self._map(lambda part: part.to(device, wait) if isinstance(part, Sparse) else _on(part, device, wait))
+
+    def tensors(self) -> list[Tensor]:
+        """All that it consists of."""
+        found: list[Tensor] = []
+        self._map(lambda part: found.extend(part.tensors() if isinstance(part, Sparse) else [part]))
+        return found
+
+    def copy(self) -> Batch:
+        """The same rows in memory of their own; not those of bags, which are shared."""
+        return self._map(lambda part: part.clone() if isinstance(part, Tensor) else part)
 
     def _map(self, change: Any) -> Batch:
         """The batch with `change` applied to everything it holds."""
@@ -303,6 +326,13 @@ class Batch:
     def weights(self) -> Tensor:
         """`weight`, written out where it is None."""
         return self.weight if self.weight is not None else self.numbers.new_ones(len(self))
+
+
+def _on(tensor: Tensor, device: torch.device | str, wait: bool) -> Tensor:
+    """A tensor on a device; without waiting, a pinned copy of it is on its way."""
+    if wait or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def one_row(schema: Schema) -> Batch:

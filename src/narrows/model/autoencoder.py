@@ -35,7 +35,7 @@ class Loss:
     Args:
         nll: (K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere.
         terms: name -> (K, [E,] B) what the latent asks of each row.
-        weights: name -> weight of a term, such as beta for `kl`; terms without one weigh 1.
+        weights: name -> weight of a term, a number or (), such as beta for `kl`; terms without one weigh 1.
         rows: (B,) weight of each row, or None for equal ones.
         scalars: name -> () what latent and penalties ask of the batch, members summed; trains, never scores.
         opposing: () the loss of the weights that train against the rest, which `total` leaves out; None without such.
@@ -44,7 +44,7 @@ class Loss:
 
     nll: Tensor
     terms: dict[str, Tensor]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Tensor]
     rows: Tensor | None = None
     scalars: dict[str, Tensor] = field(default_factory=dict)
     opposing: Tensor | None = None
@@ -114,7 +114,7 @@ class AutoencoderModule(nn.Module):
         self.augment, self.corrupt, self.embed, self.encoder = augment, corrupt, embed, encoder
         self.latent, self.decoder, self.likelihood = latent, decoder, likelihood
         self.objective, self.penalties = objective, nn.ModuleList(penalties)
-        self._done = 1.0
+        self._risen: dict[str, Tensor] = {}
         self._code: Code | None = None  # of the step that is being taken
 
     def forward(self, batch: Batch) -> Loss:
@@ -132,8 +132,17 @@ class AutoencoderModule(nn.Module):
         return {**self.__dict__, "_code": None}
 
     def before_step(self, done: float) -> None:
-        """Told before each step: the share of training that is done, by which weights may rise."""
-        self._done = done
+        """Told before each step: the share of training that is done, by which weights may rise.
+
+        They rise where they are: a step that was recorded on a GPU reads them anew each time.
+        """
+        if not self.objective.warm_up:
+            return
+        weights, device = self.objective.at(done), self.device
+        if not self._risen or next(iter(self._risen.values())).device != device:
+            self._risen = {name: torch.empty((), device=device) for name in weights}
+        for name, weight in weights.items():
+            self._risen[name].fill_(weight)
 
     def after_step(self) -> None:
         """Told after each step: the latent learns what gradients do not."""
@@ -183,9 +192,18 @@ class AutoencoderModule(nn.Module):
         return log_prob - torch.stack([*code.terms.values()]).sum(0)
 
     @property
-    def weights(self) -> Mapping[str, float]:
+    def weights(self) -> Mapping[str, float | Tensor]:
         """Weight of each term, such as beta for `kl`: in training as far as it has risen."""
-        return self.objective.at(self._done) if self.training else self.objective.weights
+        return (self.training and self._risen) or self.objective.weights
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a step on rows of one shape is the same operations each time, so that it can be recorded.
+
+        Not where opponents train, and not of modules of the user's own, which may do as they like.
+        """
+        ours = all(type(part).__module__.startswith(("torch.nn.", "narrows.")) for part in self.modules())
+        return ours and not self.opponents()
 
     def _code_of(self, view: Batch, samples: int, ratio: bool = False) -> Code:
         code: Code = self.latent(self.encoder(self.embed(view)), samples, ratio)

@@ -104,7 +104,7 @@ class VectorQuantized(Latent):
         count = places.shape[-2]
         alike = count / self.symbols
         dead = self.counts < UNUSED * alike
-        if not bool(dead.any()):
+        if dead.device.type == "cpu" and not bool(dead.any()):  # a GPU would be waited for, to save less
             return
         drawn = torch.rand(places.shape[:-1], device=places.device).argsort(-1)
         rank = dead.cumsum(-1) - 1

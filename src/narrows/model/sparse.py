@@ -151,7 +151,7 @@ class RateSparse(Latent):
         z = features.sigmoid()
         # by way of 1 - sigmoid(x) = sigmoid(-x): a mean that rounds to 1 still has a logarithm
         on, off = z.mean(-2), (-features).sigmoid().mean(-2)
-        tiny, rate = torch.finfo(torch.float32).tiny, torch.tensor(self.rate, device=z.device)
+        tiny, rate = torch.finfo(torch.float32).tiny, z.new_full((), self.rate)
         cost = torch.xlogy(rate, rate / on.clamp_min(tiny)) + torch.xlogy(1 - rate, (1 - rate) / off.clamp_min(tiny))
         return Code(z.unsqueeze(0), scalars={"sparsity": cost.sum()})
 

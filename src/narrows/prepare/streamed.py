@@ -82,10 +82,10 @@ class Streamed:
         preparer: raw rows -> Batch.
         batch_size: rows a batch; the last of a window may have fewer, so windows are multiples of it.
         rows: in an epoch, where known.
-        device: where the batches go.
+        device: where training is done. Batches are in the CPU's memory; for a GPU, training uploads them.
 
     Memory: the window in training, and the next as its parts and, for a moment, as a whole: 3 x window rows x bytes of
-    a prepared row; on a GPU the first of these. To that comes what `Shuffle` needs to read.
+    a prepared row. To that comes what `Shuffle` needs to read.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Streamed:
                 if end is not None:
                     rows, order = Batch.concat([part.result() for part in parts]), torch.from_numpy(end.order)
                     parts = []
-                    yield _Window(rows.to(self.device), order.to(self.device), end.position)
+                    yield _Window(rows, order, end.position)
 
     def _batches(self, window: _Window, before: dict[str, int], done: int) -> Iterator[tuple[Batch, dict[str, int]]]:
         """The batches of a window behind the first `done`."""

@@ -1,7 +1,8 @@
 """Where to compute and how: the device, the precision of products, denormal numbers, and threads.
 
 Every choice follows from the processor's features and the sizes of the work, never from a stopwatch, so that it is the
-same choice each time. The thresholds were measured on two Zen 5 cores with torch 2.13 and are stated at each.
+same choice each time. The thresholds for CPUs were measured on two Zen 5 cores with torch 2.13 and are stated at each;
+those for GPUs are reckoned from data sheets.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from narrows.train.settings import Precision
 
 # Products a forward pass from which bfloat16 repays its conversions. At 784-1000-500-250-30 and 512 rows (1.4e9) a
 # step takes 13 ms instead of 39, at 784-256-64 and 512 rows (2.2e8) 2.6 instead of 6.1, at 784-64 and 32 rows more.
-REPAYS_BFLOAT16 = 1 << 27
+# A GPU multiplies float32 in TF32 (see `tensor_float`) at half the speed of bfloat16: on an H100 a step takes 2e-14 s
+# more for each of these products, and conversions take some 45 us in a network of eight layers.
+REPAYS_BFLOAT16 = {"cpu": 1 << 27, "cuda": 1 << 31}
+
+FREE_FOR_ROWS = 0.5  # share of a GPU's free memory: the rest is for weights, their optimizer and what a step computes
 
 # Products a forward pass below which one thread is faster than two: 100-64-32 at 32 rows (5e5) 0.22 ms against
 # 0.31, 784-128 at 32 rows (6e6) about equal. A network over grids has many small layers: a convolutional one on 32
@@ -72,8 +77,55 @@ def choose_precision(module: nn.Module, rows: int, device: torch.device, precisi
     """
     if precision == "float32":
         return None
-    repaid = has_bfloat16(device) and products(module, rows) >= REPAYS_BFLOAT16
+    repaid = has_bfloat16(device) and products(module, rows) >= REPAYS_BFLOAT16[device.type]
     return torch.bfloat16 if precision == "bfloat16" or repaid else None
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether rows of so many bytes may stay on a device: on a GPU, in half of its free memory.
+
+    Free is also what torch keeps for reuse, and nothing uses.
+    """
+    if device.type != "cuda":
+        return True
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return size <= FREE_FOR_ROWS * (torch.cuda.mem_get_info(device)[0] + kept)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A stream of one's own on a GPU, as graphs can be recorded on no other, in the body of a `with`."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.current_stream(device)
+    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    own.wait_stream(before)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)
+
+
+@contextmanager
+def tensor_float(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Whether a GPU multiplies float32 in TF32, with 10 bits of a factor's 23, in the body of a `with`.
+
+    That is 8 times as fast on an H100, and more precise than the bfloat16 that large work gets: what `auto` stands for.
+    Who asks for float32 gets float32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # read by torch's new names and set by its old ones, which set both: it refuses settings that contradict each other
+    products, layers = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.fp32_precision == "tf32", layers.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    products.allow_tf32, layers.allow_tf32 = allowed, allowed
+    try:
+        yield
+    finally:
+        products.allow_tf32, layers.allow_tf32 = before
 
 
 @contextmanager

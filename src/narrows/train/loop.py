@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -20,14 +21,16 @@ from torch import nn
 from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Stream
 from narrows.train.checkpoint import FREE, RunFolder
-from narrows.train.devices import denormals_as_zero, threads_for
+from narrows.train.devices import denormals_as_zero, own_stream, tensor_float, threads_for
 from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share, settled
 from narrows.train.progress import Bar
+from narrows.train.queued import make_stepper
 from narrows.train.randomness import kept
 from narrows.train.settings import Record, Training, Watch
 from narrows.train.state import State
-from narrows.train.step import Broken, Stepper
+from narrows.train.step import Broken
 from narrows.train.stops import FINISHED, History, stop_reason
+from narrows.train.upload import uploaded
 
 LONG = 10_000  # steps after which an epoch that is not over yet is recorded, validated and judged
 BLINK = 0.1  # seconds between two looks at what goes by the clock: the bar, the checkpoint, the time limit
@@ -100,7 +103,10 @@ class _Run:
         if self.rows is None and training.schedule != "constant":
             raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
         self.state = State(module, make_optimizer(module, training), snapshots=self.watch.snapshots)
-        self.stepper = Stepper(module, self.state.optimizer, training, training.step_rows(self.rows), seed)
+        self.stepper = make_stepper(module, self.state.optimizer, training, training.step_rows(self.rows), seed)
+        self.stream = uploaded(self.stream, self.stepper.device)
+        self.validation = self.validation and uploaded(self.validation, self.stepper.device)
+        self.looked: tuple[int, dict[str, int] | None] = 0, None  # step and position when its losses were last asked
         self.folder = RunFolder(watch.folder, self._identity(seed)) if watch.folder else None
         self.bar = Bar(watch.verbose, epochs, self.rows)
         self.began = self.due = self.wake = 0.0
@@ -120,6 +126,8 @@ class _Run:
             stack.enter_context(kept(self.stepper.device))
             stack.enter_context(threads_for(self.state.module, self.training.step_rows(self.rows)))
             stack.enter_context(denormals_as_zero())
+            stack.enter_context(own_stream(self.stepper.device))
+            stack.enter_context(tensor_float(self.stepper.device, self.training.precision != "float32"))
             stack.enter_context(self.bar)
             self.state.optimizer.forget()
             yield
@@ -153,6 +161,7 @@ class _Run:
             self.folder.open(self.state.history.records, resumed=found is not None)
         now = time.monotonic()
         self.began, self.due = now - self.state.place.seconds, now + self.training.checkpoint_every
+        self.looked = self.state.place.step, self.state.place.position
         self.state.module.train()
         self._snap()
 
@@ -195,6 +204,7 @@ class _Run:
         if place.steps:
             self._record()
         place.close_epoch()
+        self.looked = place.step, None
         self._snap()
         if not history.reason and place.epoch >= self.epochs:
             history.reason = "epochs"
@@ -203,6 +213,7 @@ class _Run:
 
     def _record(self) -> None:
         """Validate, write down how training stands, keep the weights if they are the best, and judge."""
+        self._settle()
         place, history = self.state.place, self.state.history
         if broken := self.state.optimizer.broken():
             raise Broken("weights", next(iter(broken.values())), place.step, weights=list(broken))
@@ -216,6 +227,22 @@ class _Run:
         self.state.close_record(record)
         self._publish(record)
         history.reason = history.reason or stop_reason(history, self.training, self.epochs)
+
+    def _settle(self) -> None:
+        """Count what the steps since the last look gave, where nobody waited for it."""
+        place = self.state.place
+        try:
+            place.add(*self.stepper.settle(place.step))
+        except Broken as broken:
+            self._retake(broken.step - 1)
+            raise
+        self.looked = place.step, place.position
+
+    def _retake(self, number: int) -> None:
+        """Take a step that broke once more, and wait for it, to learn what broke: no weight has moved since."""
+        step, position = self.looked
+        for batch, _ in islice(self.stream.epoch(self.state.place.epoch, position), number - step, number - step + 1):
+            self.stepper.retake(batch, number, self._done())
 
     def _publish(self, record: Record) -> None:
         self.bar.record(record)
@@ -233,6 +260,7 @@ class _Run:
 
     def _look_up(self) -> None:
         """See to what goes by the clock: the bar, the checkpoint, the time limit."""
+        self._settle()
         now, place = time.monotonic(), self.state.place
         place.seconds = now - self.began
         self.bar.show(place)

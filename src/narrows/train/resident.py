@@ -40,8 +40,9 @@ class Resident:
         """Batches of epoch `number`, each with the count of batches behind it."""
         rows, size = len(self.batch), self.batch_size
         order = torch.randperm(rows, generator=generator(self.seed, number)) if self.shuffle else None
-        if order is not None:
-            order = order.to(self.batch.numbers.device)
+        device = self.batch.numbers.device
+        if order is not None and device.type == "cuda":
+            order = order.pin_memory().to(device, non_blocking=True)  # no step in flight is waited for
         for index in range((position or {}).get("batch", 0), -(-rows // size)):
             span = slice(index * size, (index + 1) * size)
             yield self.batch[span if order is None else order[span]], {"batch": index + 1}

@@ -49,16 +49,22 @@ class Place:
     lr: float = 0.0
     seconds: float = 0.0
 
-    def advance(self, batch: Batch, position: dict[str, int], loss: float) -> None:
-        """Count a step on `batch`."""
-        rows, mass = len(batch), mass_of(batch)
+    def advance(self, batch: Batch, position: dict[str, int], loss: float | None) -> None:
+        """Count a step on `batch`; without its loss, which is not known yet, that is left to `add`."""
+        rows = len(batch)
         self.step += 1
         self.steps += 1
         self.rows += rows
         self.epoch_rows += rows
-        self.mass += mass
-        self.loss += mass * loss
         self.position = position
+        if loss is not None:
+            mass = mass_of(batch)
+            self.add(mass, mass * loss)
+
+    def add(self, mass: float, loss: float) -> None:
+        """Count what steps gave: the weight of their rows, and the loss summed over them."""
+        self.mass += mass
+        self.loss += loss
 
     def close_record(self) -> None:
         """Begin counting for the next record."""

@@ -1,7 +1,8 @@
 """One step on one batch, and one pass over validation rows: the only code that runs the module.
 
-Each step asks whether loss and gradient are finite before it moves the weights, so no bad batch can poison them; on a
-GPU that waits for the step to end. What it does not know: epochs, stops and files.
+Each step asks whether loss and gradient are finite before it moves the weights, so no bad batch can poison them. On a
+GPU that would wait for the step to end: there steps are queued (see `narrows.train.queued`). What it does not know:
+epochs, stops and files.
 """
 
 from __future__ import annotations
@@ -85,9 +86,38 @@ class Stepper:
         Raises:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
+        value = self.learn(batch, number, done)
+        self.optimizer.step(lr)
+        self.finish()
+        return value
+
+    def settle(self, step: int) -> tuple[float, float]:
+        """Mass and loss of steps that were not waited for: there are none."""
+        return 0.0, 0.0
+
+    def retake(self, batch: Batch, number: int, done: float = 1.0) -> None:
+        """Take a step that broke once more, as far as to the weights.
+
+        Raises:
+            Broken: naming what did; not where it happens to be finite now.
+        """
+        self.optimizer.forget()
+        self.learn(batch, number, done)
+        self.optimizer.forget()
+
+    def prepare(self, number: int, done: float) -> None:
+        """Seed the draws of a step with this number, and tell the module."""
         seed_step(self.seed, number, self.device)
         if self._before is not None:
             self._before(done)
+
+    def learn(self, batch: Batch, number: int, done: float = 1.0) -> float:
+        """What a step does as far as to the weights: leave them their gradients; the loss.
+
+        Raises:
+            Broken: as `step`.
+        """
+        self.prepare(number, done)
         total, value = self._loss(batch, "loss", number + 1)
         total.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.clip(self.clip)
@@ -95,10 +125,20 @@ class Stepper:
             broken = self.optimizer.broken(gradients=True)
             what, value = ("gradient", next(iter(broken.values()))) if broken else ("norm of the gradient", norm)
             raise Broken(what, value, number + 1, weights=list(broken))
-        self.optimizer.step(lr)
+        return value
+
+    def finish(self) -> None:
+        """Tell the module that its weights have moved."""
         if self._after is not None:
             self._after()
-        return value
+
+    def loss(self, batch: Batch) -> tuple[Loss, Tensor]:
+        """What the module says of a batch, and the () total of it."""
+        if batch.numbers.device != self.device:
+            batch = batch.to(self.device)
+        with self._autocast():
+            loss: Loss = self.module(batch)
+            return loss, loss.total()
 
     def validate(self, stream: Stream, steps: int) -> float:
         """Mean loss over the rows of a stream, with draws that are the same each time.
@@ -124,11 +164,7 @@ class Stepper:
         return loss / mass
 
     def _loss(self, batch: Batch, what: str, step: int) -> tuple[Tensor, float]:
-        if batch.numbers.device != self.device:
-            batch = batch.to(self.device)
-        with self._autocast():
-            loss: Loss = self.module(batch)
-            total = loss.total()
+        loss, total = self.loss(batch)
         value = total.item()
         if not math.isfinite(value):
             raise Broken(what, value, step, cells=loss.broken())
