@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # what reads a number from the device, gives a shape that depends on numbers, or brings new numbers from the host
 WAITED_FOR = {
@@ -24,6 +24,7 @@ WAITED_FOR = {
     "aten::is_nonzero",
     "aten::equal",
 }
+RESHAPED = {"aten::transpose_", "aten::t_", "aten::squeeze_", "aten::unsqueeze_"}  # on the host alone
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
@@ -37,7 +38,7 @@ def places(values: Any) -> set[int]:
 class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.notes: list[tuple[Any, Any, Any, list[torch.Tensor | None]]] = []
+        self.notes: list[tuple[Any, Any, Any, list[Any]]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -45,18 +46,24 @@ class Tape(TorchDispatchMode):
         flags = name == "aten::index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in WAITED_FOR or flags or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None):
             raise RuntimeError(f"{name} would wait for the GPU")
-        out = func(*args, **kwargs)
-        there = places((args, kwargs))
-        # what is written in place, or only looks at what was read, needs no copy
-        fresh = [None if tensor.untyped_storage()._cdata in there else tensor for tensor in tensors(out)]
-        self.notes.append((func, args, kwargs, fresh))
+        # the same memory, whatever shape Python gives these tensors later on
+        read = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
+        there, out = places(read), func(*args, **kwargs)
+        if name not in RESHAPED:
+            self.notes.append((func, *read, [self.fresh(leaf, there) for leaf in tree_leaves(out)]))
         return out
+
+    @staticmethod
+    def fresh(leaf: Any, there: set[int]) -> torch.Tensor | None:
+        """What an operation made; None for what it wrote in place, or only looked at."""
+        made = isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in there
+        return leaf.detach() if made else None
 
     def repeat(self) -> None:
         with torch.no_grad():
             for func, args, kwargs, fresh in self.notes:
-                for tensor, value in zip(fresh, tensors(func(*args, **kwargs)), strict=True):
-                    if tensor is not None:
+                for tensor, value in zip(fresh, tree_leaves(func(*args, **kwargs)), strict=True):
+                    if tensor is not None and value is not None:
                         tensor.copy_(value)
 
 

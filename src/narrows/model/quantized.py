@@ -92,7 +92,8 @@ class VectorQuantized(Latent):
         if code.features is None or code.symbols is None:
             return
         places = self._places(code.features.float())
-        chose = torch.nn.functional.one_hot(code.symbols[0].flatten(-2), self.symbols).to(places.dtype)
+        symbols = code.symbols[0].flatten(-2).unsqueeze(-1)
+        chose = places.new_zeros(*places.shape[:-1], self.symbols).scatter_(-1, symbols, 1.0)
         sums = (DECAY * self.counts).unsqueeze(-1) * self.entries + (1 - DECAY) * (chose.mT @ places)
         self.counts.mul_(DECAY).add_(chose.sum(-2), alpha=1 - DECAY)
         used = self.counts.unsqueeze(-1) > torch.finfo(torch.float32).tiny
@@ -101,18 +102,20 @@ class VectorQuantized(Latent):
 
     def _revive(self, places: Tensor) -> None:
         """Give entries that are hardly used the place of a feature each, as far as there are features."""
+        dead = self.counts < UNUSED * places.shape[-2] / self.symbols
+        if dead.is_cuda or bool(dead.any()):  # to ask a GPU would take longer than to move nothing
+            self._replace(dead, places)
+
+    def _replace(self, dead: Tensor, places: Tensor) -> None:
+        """Move entries to features drawn at random, and count them as used."""
         count = places.shape[-2]
-        alike = count / self.symbols
-        dead = self.counts < UNUSED * alike
-        if dead.device.type == "cpu" and not bool(dead.any()):  # a GPU would be waited for, to save less
-            return
         drawn = torch.rand(places.shape[:-1], device=places.device).argsort(-1)
         rank = dead.cumsum(-1) - 1
         reborn = dead & (rank < count)
         chosen = drawn.gather(-1, rank.clamp(0, count - 1)).unsqueeze(-1)
         fresh = torch.take_along_dim(places, chosen, dim=-2)
         self.entries.copy_(torch.where(reborn.unsqueeze(-1), fresh, self.entries))
-        self.counts.masked_fill_(reborn, alike)
+        self.counts.masked_fill_(reborn, count / self.symbols)
 
     def check(self, rows: int | None) -> None:
         """Refuse fewer rows than entries."""
