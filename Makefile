@@ -51,6 +51,7 @@ bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/
 	$(BIN)/python benchmarks/anomalies.py Narrows --variant clean --data $(DATA)
 	$(BIN)/python benchmarks/series_anomalies.py Narrows --data $(DATA)
 	$(BIN)/python benchmarks/blame.py --data $(DATA)
+	$(BIN)/python benchmarks/gpu.py --data $(DATA)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) digits.narrows digits.run report.html

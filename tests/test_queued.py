@@ -391,10 +391,10 @@ def test_rows_of_the_commonest_shape_are_replayed_and_all_are_worked_on():
         recordings.append(act)
         return act
 
-    replayed = Replayed(lambda batch: seen.append(batch.numbers.flatten().tolist()), record)
+    replayed = Replayed(record)
     batches = [numbered(rows, 10 * at) for at, rows in enumerate([4, 2] * (FIRST + 3))]
     for batch in batches:
-        replayed(batch)
+        replayed.act(lambda rows: seen.append(rows.numbers.flatten().tolist()), batch)
         batch.numbers.zero_()  # the memory of a batch may be used again
     wanted = [numbered(rows, 10 * at).numbers.flatten().tolist() for at, rows in enumerate([4, 2] * (FIRST + 3))]
     assert seen == wanted and len(recordings) == 1
@@ -406,12 +406,15 @@ def test_what_cannot_be_recorded_is_told_once_and_done_all_the_same():
     def record(act):
         raise RuntimeError("operation not permitted\nand more")
 
-    replayed = Replayed(lambda batch: done.append(len(batch)), record)
+    def act(batch):
+        done.append(len(batch))
+
+    replayed = Replayed(record)
     for _ in range(FIRST):
-        replayed(numbered(4))
+        replayed.act(act, numbered(4))
     with pytest.warns(FitWarning, match=r"CUDA graph \(operation not permitted\); training goes on"):
-        replayed(numbered(4))
-    replayed(numbered(4))
+        replayed.act(act, numbered(4))
+    replayed.act(act, numbered(4))
     assert done == [4] * (FIRST + 2)
 
 

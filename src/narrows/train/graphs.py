@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from narrows.errors import FitWarning
 from narrows.schema import Batch
@@ -30,49 +31,49 @@ class Replayed:
     """Something that is done to batches, by replay where a batch has the shape of the recorded one.
 
     Args:
-        act: what is done. It reads and writes nothing but the batch and tensors that stay where they are.
         record: makes of an act another that repeats it; None never records.
     """
 
-    def __init__(self, act: Callable[[Batch], None], record: Callable[[Act], Act] | None) -> None:
-        self._act, self._record = act, record
+    def __init__(self, record: Callable[[Act], Act] | None) -> None:
+        self._record = record
         self._met: Counter[object] = Counter()  # batches by their shape, until one is recorded
         self._shape: object = None
-        self._inputs: Batch | None = None
+        self._inputs: list[Tensor] = []
         self._again: Act | None = None
 
-    def __call__(self, batch: Batch) -> None:
-        """Do it to a batch."""
+    def act(self, act: Callable[[Batch], None], batch: Batch) -> None:
+        """Do it to a batch.
+
+        Args:
+            act: what is done, always the same. It reads and writes nothing but the batch and tensors that stay where
+                they are.
+            batch: of rows.
+        """
         shape = _shape(batch)
         if self._record is None or batch.sparse is not None or (self._again and shape != self._shape):
-            self._act(batch)
+            act(batch)
         elif self._again is None and self._met[shape] < FIRST:
             self._met[shape] += 1
-            self._act(batch)
+            act(batch)
         else:
-            self._replay(batch, shape)
-
-    def _replay(self, batch: Batch, shape: object) -> None:
-        """Repeat what was recorded, on these rows; the first time, record it."""
-        if self._again is None or self._inputs is None:
-            self._start(batch, shape)
-        else:
-            for inside, given in zip(self._inputs.tensors(), batch.tensors(), strict=True):
+            again = self._again or self._recorded(act, batch, self._record)
+            for inside, given in zip(self._inputs, batch.tensors(), strict=True):
                 inside.copy_(given, non_blocking=True)
-        self._again() if self._again else self._act(batch)
+            again()
 
-    def _start(self, batch: Batch, shape: object) -> None:
-        """Record, or give it up."""
+    def _recorded(self, act: Callable[[Batch], None], batch: Batch, record: Callable[[Act], Act]) -> Act:
+        """The act, recorded on rows like these; or, where that fails, as it is on these, this once."""
         inputs = batch.copy()
+        self._inputs, self._shape = inputs.tensors(), _shape(batch)
         try:
-            assert self._record is not None
-            self._again = self._record(lambda: self._act(inputs))
-            self._inputs, self._shape = inputs, shape
+            self._again = record(lambda: act(inputs))
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             text = f"steps could not be recorded as a CUDA graph ({reason}); training goes on without, more slowly"
             warnings.warn(FitWarning(text), stacklevel=2)
             self._record = None
+            return lambda: act(inputs)
+        return self._again
 
 
 def recorded(act: Act) -> Act:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,15 @@ class Queued:
         self._ledger = Ledger(self.device)
         self._judged = torch.zeros(2, dtype=torch.float64, device=self.device)  # mass and loss of validation rows
         self._optimizer.heed(self._ledger.broken)
-        self._record = record
-        repeats = record is not None and getattr(stepper.module, "repeats", False)
-        self._move = Replayed(self._queue, self._recorded if repeats else None)
-        self._judge = Replayed(self._weigh, self._recorded if repeats else None)
+        repeats = getattr(stepper.module, "repeats", False)
+        telling = partial(_telling, stepper.optimizer, record) if record and repeats else None
+        self._moves, self._judgments = Replayed(telling), Replayed(telling)
 
     def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> None:
         """Queue what `Stepper.step` does."""
         self._stepper.prepare(number, done)
         self._rate.fill_(lr)
-        self._move(batch if batch.numbers.device == self.device else batch.to(self.device))
+        self._moves.act(self._queue, batch if batch.numbers.device == self.device else batch.to(self.device))
 
     def settle(self, step: int) -> tuple[float, float]:
         """Mass and loss, each summed over rows, of the steps since the last look. Waits for them.
@@ -77,7 +77,7 @@ class Queued:
         seed_step(self._stepper.seed, VALIDATION, self.device)
         module.eval()
         for batch, _ in stream.epoch(0):
-            self._judge(batch if batch.numbers.device == self.device else batch.to(self.device))
+            self._judgments.act(self._weigh, batch if batch.numbers.device == self.device else batch.to(self.device))
         module.train()
         mass, loss = self._judged.tolist()
         # what is wrong is for the one that waits to say
@@ -93,17 +93,18 @@ class Queued:
         self._optimizer.step(self._rate)
         self._stepper.finish()
 
-    def _recorded(self, act: Act) -> Act:
-        assert self._record is not None
-        with self._optimizer.recording():
-            return self._record(act)
-
     @torch.no_grad()
     def _weigh(self, batch: Batch) -> None:
         """The loss of some validation rows."""
         total = self._stepper.loss(batch)[1].double()
         mass = _mass(batch)
         self._judged += torch.stack([mass, mass * total])
+
+
+def _telling(optimizer: Optimizer, record: Callable[[Act], Act], act: Act) -> Act:
+    """Record an act, and tell the optimizer so."""
+    with optimizer.recording():
+        return record(act)
 
 
 def _mass(batch: Batch) -> Tensor:

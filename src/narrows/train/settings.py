@@ -70,7 +70,8 @@ class Training:
     """Bytes of prepared rows that may be held in memory; more are streamed from the source every epoch."""
 
     precision: Precision = "auto"
-    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it and sizes repay it."""
+    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it and sizes repay it; below,
+    GPUs round the factors of float32 products to 10 bits (TF32)."""
 
     checkpoint_every: float = 10.0
     """Seconds between two checkpoints of a run with a folder; 0 writes one after every step."""
