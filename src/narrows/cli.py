@@ -18,6 +18,7 @@ from cyclopts.config import Toml
 
 from narrows import __version__
 from narrows.errors import NarrowsError
+from narrows.launch import launched
 
 VERBS = {
     "fit": "Train a model on data and write it to a file.",
@@ -66,8 +67,10 @@ def configured(
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code; of several processes only rank 0 prints results and warnings."""
     warnings.showwarning = _say
+    if _rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process runs)
     sys.exit(_code())
 
 
@@ -106,7 +109,8 @@ def _run() -> int:
 
 
 def _failed(why: str) -> int:
-    _print(f"narrows: {why}")
+    where = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+    _print(f"narrows: {where}{why}")
     return 1
 
 
@@ -117,7 +121,16 @@ def _close_stdout() -> None:
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    _print(f"narrows: warning: {message}")
+    if _rank() == 0:
+        _print(f"narrows: warning: {message}")
+
+
+def _rank() -> int:
+    """Which of several processes this is."""
+    try:
+        return launched()[0]
+    except NarrowsError:  # the verb will say so
+        return 0
 
 
 def _print(text: str) -> None:

@@ -230,6 +230,8 @@ class Batch:
             there, and costs nothing.
         weight: (B,) float32 row weights; None weighs all rows alike.
         sparse: the bags' cells, where they are not among the numbers.
+        span: which row of a batch common to several processes these begin with, how many they are, and how many all
+            have; None where they are all there is.
     """
 
     numbers: Tensor
@@ -237,6 +239,7 @@ class Batch:
     seen: Tensor | None = None
     weight: Tensor | None = None
     sparse: Sparse | None = None
+    span: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return self.numbers.shape[0]
@@ -249,7 +252,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return replace(self._map(lambda tensor: tensor.to(device)), span=self.span)
 
     def _map(self, change: Any) -> Batch:
         """The batch with `change` applied to everything it holds."""
@@ -305,6 +308,12 @@ class Batch:
         return self.weight if self.weight is not None else self.numbers.new_ones(len(self))
 
 
+def weightless(batch: Batch) -> Batch:
+    """Two rows of a batch, of no weight: a step on them takes part and moves nothing."""
+    few = batch[torch.zeros(2, dtype=torch.long, device=batch.numbers.device)]
+    return replace(few, weight=few.numbers.new_zeros(2))
+
+
 def one_row(schema: Schema) -> Batch:
     """A row of zeros and first levels, everything seen: for finding out what a network does with a row."""
     return Batch(torch.zeros(1, schema.numbers), torch.zeros(1, len(schema.levels), dtype=torch.long))
@@ -313,11 +322,14 @@ def one_row(schema: Schema) -> Batch:
 class Stream(Protocol):
     """Batches of training rows, and where they stand: what the training loop asks of its data.
 
-    `rows` counts the rows of an epoch where known. `epoch(n)` yields the batches of epoch n in an order fixed by the
-    seed; with `position`, as reported after some batch of that epoch, it goes on right behind that batch.
+    `rows` counts the rows of an epoch where known, those of all processes together. With `common` every process has the
+    same batches in sight, and takes its share of each; else each has rows of its own. `epoch(n)` yields the batches of
+    epoch n in an order fixed by the seed; with `position`, as reported after some batch of that epoch, it goes on right
+    behind that batch.
     """
 
     rows: int | None
+    common: bool
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches of epoch `number`, each with the position behind it."""

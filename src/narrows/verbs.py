@@ -21,6 +21,7 @@ from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
+from narrows.launch import launched, restarted
 from narrows.networks.choice import Network, Word
 from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
@@ -89,15 +90,16 @@ def fit(
         columns=choices.column,
     )
     folder = running.run or out.with_suffix(".run")
-    watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
+    watch = Watch(folder=folder, resume=running.resume or restarted(), verbose=running.verbose)
     reading = reading or Reading()
     in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
     model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
-    _save(model, out, folder)
-    _tell(model, out, folder, running.json)
+    if launched()[0] == 0:
+        _save(model, out, folder)
+        _tell(model, out, folder, running.json)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
 
 

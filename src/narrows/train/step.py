@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from narrows.train.devices import choose_precision
 from narrows.train.optimizers import Optimizer
 from narrows.train.randomness import VALIDATION, seed_step
 from narrows.train.settings import Training
-from narrows.train.state import mass_of
+from narrows.train.state import Heard, mass_of
+from narrows.train.sync import Alone
 
 
 class Loss(Protocol):
@@ -68,28 +69,48 @@ class Stepper:
         training: `clip` and `precision` are used.
         rows: of a usual step; decides with the sizes of the weights whether bfloat16 repays.
         seed: decides, with the number of the step, every draw in it.
+        sync: with the other processes that train the module; by default there are none.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, training: Training, rows: int, seed: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        training: Training,
+        rows: int,
+        seed: int,
+        sync: Alone | None = None,
+    ) -> None:
         self.module, self.optimizer, self.clip, self.seed = module, optimizer, training.clip, seed
+        self.sync = sync or Alone(module)
         self.device = optimizer.weights[0].device
         self.precision = choose_precision(module, rows, self.device, training.precision)
         self._before: Callable[[float], None] | None = getattr(module, "before_step", None)
         self._after: Callable[[], None] | None = getattr(module, "after_step", None)
 
-    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> float:
-        """Move the weights by a step with this number (from 0) and learning rate; the loss before it.
+    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> Heard:
+        """Move the weights by a step with this number (from 0) and learning rate; what the loss was before it.
 
         `done` is the share of training that went before, where that is known.
 
         Raises:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
-        seed_step(self.seed, number, self.device)
         if self._before is not None:
             self._before(done)
-        total, value = self._loss(batch, "loss", number + 1)
-        total.backward()  # type: ignore[no-untyped-call]
+        loss, total, value = self._measured(batch, number, self.sync.forward)
+        heard = self.sync.backward(total, value, batch)
+        if not math.isfinite(heard.loss):
+            raise Broken("loss", heard.loss, number + 1, cells=loss.broken())
+        if heard.mass:
+            self._move(number, lr)
+        else:
+            self.optimizer.forget()
+        self.sync.stepped()
+        return heard
+
+    def _move(self, number: int, lr: float) -> None:
+        """Move the weights along their gradients."""
         norm = self.optimizer.clip(self.clip)
         if not math.isfinite(norm):
             broken = self.optimizer.broken(gradients=True)
@@ -98,7 +119,6 @@ class Stepper:
         self.optimizer.step(lr)
         if self._after is not None:
             self._after()
-        return value
 
     def validate(self, stream: Stream, steps: int) -> float:
         """Mean loss over the rows of a stream, with draws that are the same each time.
@@ -112,27 +132,31 @@ class Stepper:
             DataError: when there are no rows.
         """
         loss = mass = 0.0
-        seed_step(self.seed, VALIDATION, self.device)
+        cells: list[int] = []
         self.module.eval()
         with torch.no_grad():
-            for batch, _ in stream.epoch(0):
+            for number, (batch, _) in enumerate(stream.epoch(0)):
                 share = mass_of(batch)
-                loss, mass = loss + share * self._loss(batch, "validation loss", steps)[1], mass + share
+                found, _, value = self._measured(batch, VALIDATION + number, self.module)
+                cells = cells or ([] if math.isfinite(value) else found.broken())
+                loss, mass = loss + share * value, mass + share
         self.module.train()
+        loss, mass = self.sync.sums(loss, mass)
+        if not math.isfinite(loss):
+            raise Broken("validation loss", loss, steps, cells=cells)
         if not mass:
             raise DataError("no validation rows", "at least one", "validation=0 to train without")
         return loss / mass
 
-    def _loss(self, batch: Batch, what: str, step: int) -> tuple[Tensor, float]:
+    def _measured(self, batch: Batch, number: int, forward: Callable[[Batch], Any]) -> tuple[Loss, Tensor, float]:
+        """The loss of a batch, what is to be minimized, and the value of the loss alone."""
         if batch.numbers.device != self.device:
             batch = batch.to(self.device)
-        with self._autocast():
-            loss: Loss = self.module(batch)
+        seed_step(self.sync.seeds(self.seed, batch), number, self.device)
+        with self.sync.drawing(batch), self._autocast():
+            loss: Loss = forward(batch)
             total = loss.total()
-        value = total.item()
-        if not math.isfinite(value):
-            raise Broken(what, value, step, cells=loss.broken())
-        return (total if loss.opposing is None else total + loss.opposing), value
+        return loss, total if loss.opposing is None else total + loss.opposing, total.item()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision is None:
