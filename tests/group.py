@@ -28,11 +28,13 @@ from narrows.schema import Column, Schema
 from narrows.train.loop import train
 from narrows.train.resident import Resident
 from narrows.train.settings import Training, Watch
-from tests.small_run import rows_of_rank
+from small_run import rows_of_rank
 
 WIDTH = 12
-ALIKE = ["plain", "denoising:noise=0.1,mask=0.2", "vae", "iwae:samples=3", "hierarchical", "topk:k=2", "fsq", "masked"]
-OTHERS = ["linear", "sparse", "contractive", "vq:levels=16", "wae", "aae", "vaegan", "tcvae"]  # compare rows in a batch
+ALIKE = ["plain", "denoising:noise=0.1,mask=0.2", "vae", "hierarchical", "topk:k=2", "masked"]
+OTHERS = ["iwae", "fsq", "linear", "sparse", "contractive", "vq:levels=16", "wae", "aae", "vaegan", "tcvae"]
+STREAMS = [("uneven", "*.parquet", "every"), ("apart", "*.parquet", "local:3"), ("free", "*.parquet", "async:3")]
+STREAMS += [("single", "0.parquet", "every")]
 
 
 @dataclass
@@ -50,12 +52,10 @@ def start(job, folder, size=2, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    root = str(Path(__file__).parent.parent)
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.group", job, str(folder)],
+            [sys.executable, __file__, job, str(folder)],
             env={**os.environ, **here, "RANK": str(rank), **environment},
-            cwd=root,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -74,6 +74,17 @@ def ended(processes, folder, seconds=120):
 def run(job, folder, size=2, **environment):
     """A job from start to end."""
     return ended(start(job, folder, size, **environment), folder)
+
+
+def words():
+    """Bytes and sums go round."""
+    rank, size = world.rank(), world.size()
+    said = world.gathered(bytes([rank]) * (3 * rank))
+    assert said == [bytes([other]) * (3 * other) for other in range(size)]
+    assert world.given(b"from 0" if rank == 0 else b"unheard") == b"from 0"
+    assert world.sums(rank, 1) == [sum(range(size)), size]
+    with world.alone():
+        assert (world.rank(), world.size()) == (0, 1)
 
 
 def module_of(recipe, norm="layer"):
@@ -103,17 +114,17 @@ def named(prefix, tensors):
     return {f"{prefix}/{name}": tensor.clone().contiguous() for name, tensor in tensors.items()}
 
 
-def alike(folder):
+def alike():
     """A hundred steps of recipes whose rows have nothing to do with each other."""
     return {name: tensor for recipe in ALIKE for name, tensor in named(recipe, steps_of(recipe, 15)).items()}
 
 
-def others(folder):
+def others():
     """A few steps of the rest."""
     return {name: tensor for recipe in OTHERS for name, tensor in named(recipe, steps_of(recipe, 2)).items()}
 
 
-def averaged(folder):
+def averaged():
     """Steps of one's own."""
     ways = ("local:4", "async:3")
     return {name: tensor for way in ways for name, tensor in named(way, steps_of("plain", 15, way)).items()}
@@ -125,12 +136,33 @@ def table(rows, seed=0):
     return (draw.normal(size=(rows, 3)) @ np.random.default_rng(1).normal(size=(3, 8))).astype(np.float32)
 
 
-def streamed(folder):
-    """A fit from the Parquet files of the folder, streamed, each process with files of its own."""
-    plan = Plan(latent=3, epochs=6, training=Training(batch_size=50, budget=0, sync=os.environ.get("SYNC", "every")))
-    model = fit(str(Path(folder) / "*.parquet"), plan)
+def streamed(folder, pattern="*.parquet", sync="every"):
+    """A fit from Parquet files, streamed: each process reads files of its own."""
+    plan = Plan(latent=3, epochs=4, training=Training(batch_size=50, budget=0, sync=sync))
+    model = fit(str(Path(folder) / pattern), plan)
     facts = [[record["rows"], record["val_loss"]] for record in model.facts["records"]]
     return model.module.state_dict() | {"records": torch.tensor(facts), "total": torch.tensor(model.facts["rows"])}
+
+
+def refused(folder, one, other):
+    """What a process says of a fit that rank 1 asks for otherwise."""
+    try:
+        fit(str(Path(folder) / (one if world.rank() == 0 else other)), Plan(latent=3, epochs=1))
+    except NarrowsError as error:
+        return torch.tensor([*str(error).encode()], dtype=torch.uint8)
+    raise AssertionError("nothing was refused")
+
+
+def everything(folder):
+    """All that a group that lives on can do, in one, as starting processes takes longer than most of it."""
+    with world.together():
+        words()
+        found = alike() | others() | averaged()
+        for name, pattern, sync in STREAMS:
+            found |= named(name, streamed(folder, pattern, sync))
+        found["gone"] = refused(folder, "0.parquet", "none.parquet")
+        found["fewer"] = refused(folder, "*.parquet", "0.parquet")
+    return found
 
 
 def killed(folder):
@@ -146,17 +178,6 @@ def killed(folder):
     return model.module.state_dict()
 
 
-def elsewhere(folder):
-    """A fit of files of which rank 1 sees fewer."""
-    pattern = "*.parquet" if os.environ["RANK"] == "0" else "0.parquet"
-    fit(str(Path(folder) / pattern), Plan(latent=3, epochs=1))
-
-
-def nowhere(folder):
-    """A fit of a file that rank 1 does not see."""
-    fit(str(Path(folder) / ("0.parquet" if os.environ["RANK"] == "0" else "none.parquet")), Plan(latent=3, epochs=1))
-
-
 def older(folder):
     """A fit in which rank 1 runs another version."""
     if os.environ["RANK"] == "1":
@@ -168,19 +189,6 @@ def hasty(folder):
     """A fit whose other processes do not come, by one that waits for two seconds."""
     world.PATIENCE = world.timedelta(seconds=2)
     fit(table(100), Plan(latent=3, epochs=1))
-
-
-def words(folder):
-    """Bytes and sums that go round."""
-    with world.together():
-        rank = world.rank()
-        said = world.gathered(bytes([rank]) * (3 * rank))
-        assert said == [bytes([other]) * (3 * other) for other in range(world.size())]
-        assert world.given(b"from 0" if rank == 0 else b"unheard") == b"from 0"
-        assert world.sums(rank, 1) == [sum(range(world.size())), world.size()]
-        with world.alone():
-            assert (world.rank(), world.size()) == (0, 1)
-    assert world.size() == 1
 
 
 def main():

@@ -38,6 +38,8 @@ JOBS = {
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
 }
 
+SHARED = {"fit", "encode", "decode", "reconstruct", "detect"}  # that several processes do together; else rank 0 alone
+
 app = App(
     name="narrows",
     help="Autoencoders for large, messy data. DATA is a file, a glob, a folder, a URL or the word `digits`.",
@@ -62,6 +64,8 @@ def configured(
         tokens: the verb and its arguments.
         config: a TOML file of options, named as on the command line (`epochs = 20`); those given there come first.
     """
+    if _rank() > 0 and tokens and tokens[0] not in SHARED:
+        return 0
     app.config = () if config is None else (Toml(config, must_exist=True, use_commands_as_keys=False),)
     return app(tokens, exit_on_error=False)
 

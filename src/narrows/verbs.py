@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from narrows.applied import model_of, reading_of, rows_of, say, with_asides
+from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
 from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
@@ -152,9 +152,9 @@ def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | 
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv or .jsonl. All but .npy also get what stands aside: paths, labels, starts of windows.
     """
-    refuse_output(out, model, data)
+    refuse_output(out := own_part(out), model, data)
     fitted = model_of(model, applying)
-    names, rows = _code_names(fitted), rows_of(fitted, data, applying)
+    names, rows = _code_names(fitted), own_rows(rows_of(fitted, data, applying))
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
         batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
@@ -185,8 +185,8 @@ def decode(model: Path, codes: str, *, out: Path, applying: Annotated[Applying |
         codes: codes as `encode` writes them.
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
-    refuse_output(out, model, codes)
-    fitted, source = model_of(model, applying), open_source(codes, reading=reading_of(applying))
+    refuse_output(out := own_part(out), model, codes)
+    fitted, source = model_of(model, applying), own_rows(open_source(codes, reading=reading_of(applying)))
     names = _code_names(fitted)
     rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
     with naming(source):
@@ -220,9 +220,9 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
-    refuse_output(out, model, data)
+    refuse_output(out := own_part(out), model, data)
     fitted = model_of(model, applying)
-    source = rows_of(fitted, data, applying)
+    source = own_rows(rows_of(fitted, data, applying))
     schema = fitted.preparer.arrow_schema
     if out.suffix == ".npy":
         write_rows(out, (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(source)), schema)

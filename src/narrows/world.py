@@ -14,6 +14,7 @@ import atexit
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -30,6 +31,7 @@ from narrows.errors import NarrowsError, WorldError
 from narrows.launch import launched
 
 PATIENCE = timedelta(seconds=25)  # for the others to come: a launcher starts all at about the same time
+MARGIN = timedelta(seconds=3)  # that others give rank 0 to say so
 SILENCE = timedelta(hours=6)  # between two words of a process that works: learning parts after training may take long
 MOST_DRAWN = 8  # processes up to which each draws the numbers of all, to use its own: beyond, that would be all it does
 
@@ -107,19 +109,36 @@ def _leave() -> None:
 
 
 def _meet(store: Any, here: int, count: int) -> None:
-    """Wait for all others, and refuse to work with other versions than rank 0's."""
+    """Wait for all others; rank 0 tells whether all came, and with its versions."""
     store.set(f"here/{here}", json.dumps(_versions()))
-    for other in range(count) if here == 0 else (0,):
+    if here == 0:
+        store.set("verdict", json.dumps(_verdict(store, count)))
+    try:
+        store.wait(["verdict"], PATIENCE + MARGIN)
+    except RuntimeError:
+        got = f"rank {here} of {count} waited {(PATIENCE + MARGIN).seconds} s for rank 0, which did not come"
+        raise WorldError(got, f"{count} processes", "what rank 0 said before it ended") from None
+    if verdict := json.loads(store.get("verdict")):
+        raise WorldError(*verdict)
+
+
+def _verdict(store: Any, count: int) -> list[str]:
+    """What rank 0 has to say against the others: what came, what was wanted, what to try; empty if nothing."""
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    for other in range(1, count):
         try:
-            store.wait([f"here/{other}"], PATIENCE)
+            store.wait([f"here/{other}"], timedelta(seconds=max(0.01, deadline - time.monotonic())))
         except RuntimeError:
-            got = f"rank {here} of {count} waited {PATIENCE.seconds} s for rank {other}, which did not come"
-            raise WorldError(got, f"{count} processes", f"what rank {other} said before it ended") from None
-    for name, there in json.loads(store.get("here/0")).items():
-        if _versions()[name] != there:
-            raise WorldError(
-                f"rank {here} has {name} {_versions()[name]}", f"{there}, as rank 0", "one version on all nodes"
-            )
+            got = f"rank 0 of {count} waited {PATIENCE.seconds} s for rank {other}, which did not come"
+            return [got, f"{count} processes", f"what rank {other} said before it ended"]
+        for name, there in json.loads(store.get(f"here/{other}")).items():
+            if _versions()[name] != there:
+                return [
+                    f"rank {other} has {name} {there}",
+                    f"{_versions()[name]}, as rank 0",
+                    "one version on all nodes",
+                ]
+    return []
 
 
 def _versions() -> dict[str, str]:
