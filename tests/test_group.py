@@ -81,7 +81,7 @@ def test_copies_that_are_averaged_learn_nearly_as_well(both, way):
     one, alone = both[0][f"{way}/losses"], both[0]["plain/losses"]
     assert one.shape == alone.shape
     assert not torch.equal(one, alone)
-    assert one[-1, 1] < 0.6 * one[0, 1]
+    assert one[-1, 1] < 0.75 * one[0, 1]
     assert one[-1, 1] < 1.5 * alone[-1, 1]
 
 

@@ -53,16 +53,19 @@ class _Copies(Several):
     def __init__(self, module: nn.Module, steps: int) -> None:
         super().__init__(module)
         self._every, self._steps = steps, 0
+        self._fresh = self._owed = 0  # rows: by this process since the last meeting; by others, and not yet told
         state = module.state_dict()
         self._tensors = [tensor for tensor in state.values() if tensor.is_floating_point()]
 
     def backward(self, total: Tensor, value: float, batch: Batch) -> Heard:
-        """The gradient of the own rows."""
-        mass = mass_of(batch)
+        """The gradient of the own rows; of others' rows only their number, once it is known."""
+        rows, mass = self._owed, mass_of(batch)
+        self._owed = 0
         if not mass:
-            return Heard(0.0, 0.0, 0)
+            return Heard(0.0, 0.0, rows)
         total.backward()  # type: ignore[no-untyped-call]
-        return Heard(value, mass, len(batch))
+        self._fresh += len(batch)
+        return Heard(value, mass, rows + len(batch))
 
     def stepped(self) -> None:
         """Meet, when it is time."""
@@ -93,15 +96,16 @@ class Local(_Copies):
         self._saying, self._heard_seconds, self._weighty = 0, 0.0, 0
 
     def backward(self, total: Tensor, value: float, batch: Batch) -> Heard:
-        """As of all processes, as far as one can tell: all have about as many rows."""
-        own = super().backward(total, value, batch)
-        self._weighty += own.mass > 0
-        return Heard(own.loss, own.mass * world.size(), own.rows * world.size())
+        """The gradient of the own rows; of others' rows only their number, once it is known."""
+        heard = super().backward(total, value, batch)
+        self._weighty += heard.mass > 0
+        return heard
 
     def _meet(self) -> None:
-        """Average, and tell who has rows left, and rank 0's clock."""
+        """Average, and tell who has seen how many rows, and rank 0's clock."""
         words = (self._saying, self._seconds) if self.leads else (0, 0.0)
-        weighty, word, self._heard_seconds = world.sums(self._weighty, *words)
+        rows, weighty, word, self._heard_seconds = world.sums(self._fresh, self._weighty, *words)
+        self._owed, self._fresh = self._owed + round(rows) - self._fresh, 0
         self._word, self._saying, self._weighty = round(word), 0, 0
         self.over = self.over or not weighty
         self.settle()
@@ -139,7 +143,6 @@ class Elastic(_Copies):
         self._center = _Center(self._copy(), self._line) if self.leads else None
         self._batches: Iterator[tuple[Batch, dict[str, int]]] | None = None
         self._seen = 0  # rows, by all, as far as is known
-        self._fresh = self._owed = 0  # of them by this process since the last meeting; by others, and not yet told
 
     def epoch(
         self, stream: Stream, number: int, position: Mapping[str, int] | None
@@ -155,10 +158,10 @@ class Elastic(_Copies):
 
     def backward(self, total: Tensor, value: float, batch: Batch) -> Heard:
         """The gradient of the own rows; of others' rows only their number, once it is known."""
-        own = super().backward(total, value, batch)
-        rows, self._owed = own.rows + self._owed, 0
-        self._seen, self._fresh = self._seen + own.rows, self._fresh + own.rows
-        return Heard(own.loss, own.mass, rows)
+        before = self._fresh
+        heard = super().backward(total, value, batch)
+        self._seen += self._fresh - before
+        return heard
 
     def _meet(self) -> None:
         copy = self._copy()
