@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "narrows"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "metrics", "findings"}
+LEAVES = {"errors", "metrics", "findings", "launch", "world"}
 NOUNS = LEAVES | {"schema", "files", "tensorfile"}
 MODEL = {"networks", "model", "train"}
 DATA = {"sources", "prepare"}
@@ -19,13 +19,15 @@ ALLOWED = {
     "errors": set(),
     "metrics": set(),
     "findings": {"errors"},
+    "launch": {"errors"},
+    "world": {"errors", "launch"},
     "schema": {"errors"},
     "files": {"errors"},
     "tensorfile": {"errors", "files"},
     "sources": {"errors", "schema", "files"},
     "prepare": NOUNS | {"sources"},
-    "networks": {"errors", "schema"},
-    "model": {"errors", "schema", "networks"},
+    "networks": {"errors", "schema", "world"},
+    "model": {"errors", "schema", "world", "networks"},
     "train": NOUNS | {"networks", "model"},
     "fitted": NOUNS | MODEL | DATA,
     "rows": NOUNS | MODEL | DATA,
@@ -40,7 +42,7 @@ ALLOWED = {
     "applied": {"options"} | NOUNS | DATA | WAIST,
     "verbs": {"options", "applied"} | NOUNS | MODEL | DATA | WAIST | {"tasks", "report"},
     "jobs": {"options", "applied"} | NOUNS | MODEL | DATA | WAIST | {"tasks"},
-    "cli": {"errors", "verbs", "jobs", "__init__"},
+    "cli": {"errors", "launch", "verbs", "jobs", "__init__"},
     "__main__": {"cli"},
 }
 

@@ -37,12 +37,8 @@ def gpu() -> torch.device:
     return torch.device("cuda", 0)
 
 
-def waiting(module, optimizer, training, rows, seed):
-    return Stepper(module, optimizer, training, rows, seed)
-
-
-def unrecorded(module, optimizer, training, rows, seed):
-    return Queued(Stepper(module, optimizer, training, rows, seed), None)
+def unrecorded(*arguments):
+    return Queued(Stepper(*arguments), None)
 
 
 def trained(module: nn.Module, rows: Batch, held: Batch | None = None, device: str = "cuda", **options):
@@ -58,7 +54,7 @@ def trained(module: nn.Module, rows: Batch, held: Batch | None = None, device: s
 def three_ways(monkeypatch, make, rows, held=None, **options) -> None:
     """Recorded as graphs, queued without, and waited for: the same weights and records."""
     runs = []
-    for maker in (loop.make_stepper, unrecorded, waiting):
+    for maker in (loop.make_stepper, unrecorded, Stepper):
         monkeypatch.setattr(loop, "make_stepper", maker)
         module = make()
         runs.append((module, trained(module, rows.to("cuda"), held and held.to("cuda"), **options)))
@@ -92,7 +88,7 @@ def test_every_network_learns_the_same_from_a_graph(monkeypatch, network):
 
 def test_bfloat16_is_recorded_too(monkeypatch):
     losses = []
-    for maker in (loop.make_stepper, waiting):
+    for maker in (loop.make_stepper, Stepper):
         monkeypatch.setattr(loop, "make_stepper", maker)
         module = module_of(NUMBERS, "vae", Dense(hidden=(64,)))
         losses.append(trained(module, rows_of_rank(300).to("cuda"), precision="bfloat16").records[-1]["loss"])

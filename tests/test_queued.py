@@ -37,8 +37,8 @@ CPU = torch.device("cpu")
 HEEDING = ["momentum", "adam", "adamw", "muon"]  # on a CPU: its plain SGD is not fused
 
 
-def on_a_tape(module, optimizer, training, rows, seed):
-    return Queued(Stepper(module, optimizer, training, rows, seed), taped)
+def on_a_tape(*arguments):
+    return Queued(Stepper(*arguments), taped)
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_the_ledger_adds_up_and_counts_from_the_first_that_broke(losses, data):
         value = torch.tensor(bad if place == broken else loss)
         ledger.enter(torch.tensor(mass, dtype=torch.float64), value, torch.tensor(1.0))
         total += mass * value.item()
-        assert ledger.broken.item() == (broken is not None and place >= broken)
+        assert ledger.halted.item() == (broken is not None and place >= broken)
     sums = ledger.read()
     assert sums.spoilt == (0 if broken is None else len(losses) - broken)
     assert sums.loss == total or (broken is not None and not math.isfinite(sums.loss))

@@ -469,6 +469,7 @@ BAD = {
     "budget": [-1],
     "precision": ["float16"],
     "checkpoint_every": [-1, None],
+    "sync": ["sometimes", "local", "local:0", "every:2", "async:x", None],
 }
 
 

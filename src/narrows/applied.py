@@ -8,6 +8,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from narrows.fitted import Model, load
+from narrows.launch import launched
 from narrows.options import Applying
 from narrows.sources.reading import Reading, asides
 from narrows.sources.source import Source
@@ -26,6 +27,17 @@ def model_of(path: Path, applying: Applying | None) -> Model:
 def rows_of(fitted: Model, data: str, applying: Applying | None) -> Source:
     """Rows for a model, read as the command line says."""
     return fitted.source(data, reading_of(applying))
+
+
+def own_part(out: Path) -> Path:
+    """The file of `out` that this process writes: of several each has one, whose names sort as the rows do."""
+    rank, size = launched()
+    return out if size == 1 else out.with_name(f"{out.stem}-{rank:05d}-of-{size:05d}{out.suffix}")
+
+
+def own_rows(source: Source) -> Source:
+    """The rows that fall to this process, where a launcher started several."""
+    return source.stretch(*launched())
 
 
 def reading_of(applying: Applying | None) -> Reading:

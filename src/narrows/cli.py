@@ -18,6 +18,7 @@ from cyclopts.config import Toml
 
 from narrows import __version__
 from narrows.errors import NarrowsError
+from narrows.launch import launched
 
 VERBS = {
     "fit": "Train a model on data and write it to a file.",
@@ -36,6 +37,8 @@ JOBS = {
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
 }
+
+SHARED = {"fit", "encode", "decode", "reconstruct", "detect"}  # that several processes do together; else rank 0 alone
 
 app = App(
     name="narrows",
@@ -61,13 +64,17 @@ def configured(
         tokens: the verb and its arguments.
         config: a TOML file of options, named as on the command line (`epochs = 20`); those given there come first.
     """
+    if _rank() > 0 and tokens and tokens[0] not in SHARED:
+        return 0
     app.config = () if config is None else (Toml(config, must_exist=True, use_commands_as_keys=False),)
     return app(tokens, exit_on_error=False)
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code; of several processes only rank 0 prints results and warnings."""
     warnings.showwarning = _say
+    if _rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process runs)
     sys.exit(_code())
 
 
@@ -106,7 +113,8 @@ def _run() -> int:
 
 
 def _failed(why: str) -> int:
-    _print(f"narrows: {why}")
+    where = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+    _print(f"narrows: {where}{why}")
     return 1
 
 
@@ -117,7 +125,16 @@ def _close_stdout() -> None:
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    _print(f"narrows: warning: {message}")
+    if _rank() == 0:
+        _print(f"narrows: warning: {message}")
+
+
+def _rank() -> int:
+    """Which of several processes this is."""
+    try:
+        return launched()[0]
+    except NarrowsError:  # the verb will say so
+        return 0
 
 
 def _print(text: str) -> None:

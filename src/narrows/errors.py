@@ -41,6 +41,10 @@ class TrainingError(NarrowsError, RuntimeError):
     """Training that cannot go on."""
 
 
+class WorldError(NarrowsError, RuntimeError):
+    """Processes that cannot work together."""
+
+
 class DataWarning(UserWarning):
     """Rows that are handled, but that a user would want to know of: unseen levels, values far out of range."""
 

@@ -6,6 +6,7 @@ source -> one pass of statistics -> preparer -> training and validation rows -> 
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from narrows import world
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.building import assemble
@@ -25,7 +27,8 @@ from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
 from narrows.rows import Core, Prepared, Rows, wishes
 from narrows.schema import Schema, Stream, one_row
-from narrows.sources.source import open_source
+from narrows.sources.source import Source, open_source
+from narrows.tensorfile import pack, under, unpack
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
 from narrows.train.matrices import count_uses
@@ -109,6 +112,9 @@ def fit(
 ) -> Model:
     """Train a model on rows.
 
+    Under a launcher such as torchrun all processes call it alike, and get the same model. Each needs to see all the
+    data, of which it then reads its share; what tasks learn after training rank 0 learns, for all.
+
     Args:
         data: anything `open_source` takes.
         plan: what to train.
@@ -123,10 +129,30 @@ def fit(
         DataError: for rows that cannot be read or modeled.
         SettingError: for a plan that does not fit itself or the data.
         TrainingError: when no epoch ended with finite numbers.
+        WorldError: where processes do not fit together, or one is lost.
     """
     plan, watch = plan or Plan(), watch or Watch()
     plan.check()
-    device, source = choose_device(plan.device), open_source(data)
+    with world.together():
+        model, rows = _trained(data, plan, validation, weight, modules, core, watch)
+        _learn(model, rows, learn or {})
+    return model
+
+
+def _trained(
+    data: Any,
+    plan: Plan,
+    validation: Any,
+    weight: np.ndarray | None,
+    modules: Mapping[str, nn.Module] | None,
+    core: Core | None,
+    watch: Watch,
+) -> tuple[Model, Rows]:
+    """The model without what tasks learn, and the rows it was trained on."""
+    device = choose_device(plan.device)
+    with world.agreed():
+        source = open_source(data)
+    world.compared(**_common(source, plan))
     held_out = plan.training.validation if validation is None else validation
     held_out = HELD_OUT if held_out is None else held_out
     rows = Rows(source, held_out, plan.training, plan.seed, plan.columns)
@@ -153,9 +179,37 @@ def fit(
     model.facts, model.reading = _facts(rows, plan, history, held is not None), source.reading
     if watch.snapshots:
         model.parts[SNAPSHOTS] = _developed(watch.snapshots, history)
-    for name, learner in (learn or {}).items():  # in order: a later one may use what an earlier one learnt
-        model.parts[name] = learner(model, rows.prepared())
-    return model
+    return model, rows
+
+
+def _common(source: Source, plan: Plan) -> dict[str, str]:
+    """What all processes must have alike, by name."""
+    counts = [source.rows_of(piece) for piece in source.pieces]
+    digest = hashlib.blake2b(f"{source.schema}{counts}".encode(), digest_size=4).hexdigest()
+    rows = "unknown" if source.rows is None else f"{source.rows:,}"
+    settings = {**plan.training.get_params(), "latent": plan.latent, "epochs": plan.epochs, "lr": plan.lr}
+    settings |= {"seed": plan.seed, "columns": dict(plan.columns)}
+    return {
+        "data": f"{source.name}: {len(counts)} pieces of {rows} rows ({digest})",
+        "recipe": str(Recipe.parse(plan.recipe)),
+        "network": str(Network.of(plan.network)),
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
+    }
+
+
+def _learn(model: Model, rows: Rows, learn: Mapping[str, Learner]) -> None:
+    """Let tasks learn their parts; of several processes rank 0 does, and tells the others."""
+    parts: dict[str, Part] = {}
+    leads = world.rank() == 0
+    with world.agreed(), world.alone():
+        for name, learner in learn.items() if leads else ():  # in order: a later one may use what an earlier one learnt
+            model.parts[name] = parts[name] = learner(model, rows.prepared())
+    if world.size() == 1:
+        return
+    named = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.tensors.items()}
+    facts, tensors = unpack(world.given(pack({name: part.facts for name, part in parts.items()}, named)))
+    for name, told in facts.items():
+        model.parts[name] = Part(told, under(f"{name}.", tensors))
 
 
 def _about(rows: Rows, recipe: Recipe, latent: int, network: Network) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Annotated
 import pyarrow as pa
 from rich.console import Console
 
-from narrows.applied import model_of, reading_of, rows_of, say, with_asides
+from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
 from narrows.errors import SettingError
 from narrows.fitted import Model
+from narrows.launch import launched
 from narrows.options import Applying, Drawing, Flat, refuse_output
 from narrows.sources.lines import read_steps
 from narrows.sources.reading import asides
@@ -83,13 +84,16 @@ def detect(
         alarms: share of normal rows that may be called anomalies, such as 0.01; by default the model's own threshold.
         json: print the result as JSON.
     """
+    if launched()[0] and (out is None or steps):  # what is not written in parts is rank 0's alone
+        return
     if out:
-        refuse_output(out, model, data)
+        refuse_output(out := out if steps else own_part(out), model, data)
     verdicts = Verdicts(model_of(model, applying), explain=explain, alarms=alarms)
-    if steps:
+    if steps:  # windows overlap: one process has them all
         _write_steps(out, verdicts, rows_of(verdicts.model, data, applying))
         return
     source, digest = rows_of(verdicts.model, data, applying), Digest(verdicts)
+    source = own_rows(source) if out else source
     if out and not out.suffix:
         _draw_heat(out, verdicts, source, digest)
     elif out:

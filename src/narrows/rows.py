@@ -16,18 +16,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from narrows import world
 from narrows.errors import DataError, FitWarning, SettingError
+from narrows.prepare.carried import merged
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
 from narrows.prepare.words import TRANSFORMS
-from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream
+from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream, one_row
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
-from narrows.train.devices import fits
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
+from narrows.train.upload import placed
 
 WINDOW = 131_072  # rows shuffled at once where data is streamed: a hundred batches or more, some tens of MB
 OUTPUTS = 1 << 25  # numbers that the decoder may say in a step: 134 MB, of which a few copies are made
@@ -120,12 +122,14 @@ class Rows:
         return min(rows, 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
 
     def _statistics(self) -> Statistics:
-        """One pass over the training rows; those held out are only checked."""
+        """One pass over the training rows; those held out are only checked. Several processes read a share each."""
         statistics, rows = Statistics(self.source.schema), 0
-        for first, raw in self.source.batches():
-            rows += len(raw)
-            statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
-        self.total = rows
+        with world.agreed():
+            for first, raw in self.source.shard(world.rank(), world.size()).batches():
+                rows += len(raw)
+                statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+        statistics = merged(statistics, self.source.schema)
+        self.total = rows = round(world.sums(rows)[0])
         if not rows:
             raise DataError("no rows", "at least one row to train on")
         if not statistics.rows:
@@ -162,29 +166,44 @@ class Rows:
         """
         if weight is not None and not self.resident:
             raise SettingError("row weights for data that is streamed", "rows that fit training.budget")
-        self._train, self._held = self._read(None if weight is None else self._checked(weight))
+        with world.agreed():
+            self._train, self._held = self._read(None if weight is None else self._checked(weight))
         for batch, what in ((self._train, "training"), (self._held, "validation")):
             if batch is not None and not batch.weights().any():
                 raise SettingError(f"weights that are 0 for all {what} rows", "some rows that count")
-        held = self._given() or self._held
+        with world.agreed():
+            given = self._given()
+        held = given or self._joined(self._held)
         if core is not None:
             self._rejoin(core.held)
-            return self._kept(self._chosen(core), device), None
+            return Resident(placed(self._chosen(core), device), self.batch_size, self.seed), None
         if held is None and self.split is not None:
             text = (
                 f"holding out {self.wanted} of {self.count:,} rows left none to validate on: the last weights are kept"
             )
             warnings.warn(f"{text}, not the best; try a larger share", FitWarning, stacklevel=3)
-        validation = None if held is None else self._kept(held, device, shuffle=False)
+        common = self.resident or given is not None
+        validation = None if held is None else Resident(placed(held, device), self.batch_size, self.seed, False, common)
         if self._train is not None:
-            return self._kept(self._train, device), validation
-        shuffle = Shuffle(self.source, self.split, self.seed, self.window)
-        return Streamed(shuffle, self.preparer, self.batch_size, self.count, device), validation
+            return Resident(placed(self._train, device), self.batch_size, self.seed), validation
+        reader = world.rank(), world.size()
+        shuffle = Shuffle(self.source, self.split, self.seed, self.window, reader)
+        return Streamed(shuffle, self.preparer, self._share, self.count, device), validation
 
-    def _kept(self, rows: Batch, device: torch.device, shuffle: bool = True) -> Resident:
-        """Rows in memory: on a GPU where they fit, but for bags, whose entries the CPU must count to take some rows."""
-        there = rows.sparse is None and fits(rows.nbytes, device)
-        return Resident(rows.to(device) if there else rows, self.batch_size, self.seed, shuffle)
+    def _joined(self, held: Batch | None) -> Batch | None:
+        """Rows held out of this process's own, or one of no weight where only others have some."""
+        if self.resident or world.size() == 1:
+            return held
+        everywhere = int(world.sums(0 if held is None else len(held))[0])
+        if held is None and everywhere:
+            return replace(one_row(self.preparer.schema), weight=torch.zeros(1))
+        return held
+
+    @property
+    def _share(self) -> int:
+        """Rows of a step that fall to this process, where each reads its own."""
+        own = world.span_of(self.batch_size)
+        return max(1, int(own.stop) - int(own.start))
 
     def _rejoin(self, fewest: int) -> None:
         """Put rows held out, where there are fewer, behind the training rows."""
@@ -256,7 +275,7 @@ class Rows:
         Never less than a window of 32 MB: a budget of nothing still wants its rows mixed.
         """
         fit = max(self.training.budget / 4, 32e6) // self.row_bytes
-        return max(1, int(min(WINDOW, fit)) // self.batch_size) * self.batch_size
+        return max(1, int(min(WINDOW, fit)) // self._share) * self._share
 
     @property
     def _limit(self) -> int:
@@ -273,7 +292,8 @@ class Rows:
     def _filled(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
         thinned, at = Thinned(self._limit), 0
-        for first, raw in self.source.batches():
+        source = self.source if self.resident else self.source.shard(world.rank(), world.size())
+        for first, raw in source.batches():
             if self.split is not None and not self.resident:  # the others are prepared when they are streamed
                 thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
                 continue

@@ -237,6 +237,8 @@ class Batch:
             there, and costs nothing.
         weight: (B,) float32 row weights; None weighs all rows alike.
         sparse: the bags' cells, where they are not among the numbers.
+        span: which row of a batch common to several processes these begin with, how many they are, and how many all
+            have; None where they are all there is.
     """
 
     numbers: Tensor
@@ -244,6 +246,7 @@ class Batch:
     seen: Tensor | None = None
     weight: Tensor | None = None
     sparse: Sparse | None = None
+    span: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return self.numbers.shape[0]
@@ -262,7 +265,8 @@ class Batch:
             wait: until it is there; otherwise it is on its way to a GPU from pinned memory, and what reads it must be
                 queued behind it.
         """
-        return self._map(lambda part: part.to(device, wait) if isinstance(part, Sparse) else _on(part, device, wait))
+        there = self._map(lambda part: part.to(device, wait) if isinstance(part, Sparse) else _on(part, device, wait))
+        return replace(there, span=self.span)
 
     def tensors(self) -> list[Tensor]:
         """All that it consists of."""
@@ -335,6 +339,12 @@ def _on(tensor: Tensor, device: torch.device | str, wait: bool) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def weightless(batch: Batch) -> Batch:
+    """Two rows of a batch, of no weight: a step on them takes part and moves nothing."""
+    few = batch[torch.zeros(2, dtype=torch.long, device=batch.numbers.device)]
+    return replace(few, weight=few.numbers.new_zeros(2))
+
+
 def one_row(schema: Schema) -> Batch:
     """A row of zeros and first levels, everything seen: for finding out what a network does with a row."""
     return Batch(torch.zeros(1, schema.numbers), torch.zeros(1, len(schema.levels), dtype=torch.long))
@@ -343,11 +353,14 @@ def one_row(schema: Schema) -> Batch:
 class Stream(Protocol):
     """Batches of training rows, and where they stand: what the training loop asks of its data.
 
-    `rows` counts the rows of an epoch where known. `epoch(n)` yields the batches of epoch n in an order fixed by the
-    seed; with `position`, as reported after some batch of that epoch, it goes on right behind that batch.
+    `rows` counts the rows of an epoch where known, those of all processes together. With `common` every process has the
+    same batches in sight, and takes its share of each; else each has rows of its own. `epoch(n)` yields the batches of
+    epoch n in an order fixed by the seed; with `position`, as reported after some batch of that epoch, it goes on right
+    behind that batch.
     """
 
     rows: int | None
+    common: bool
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches of epoch `number`, each with the position behind it."""

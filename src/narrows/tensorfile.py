@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from narrows.errors import ModelFileError
@@ -56,6 +56,18 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = flat.clone() if memory in met else flat
         met.add(memory)
     return stored
+
+
+def pack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Facts and tensors as bytes, to be sent and not kept."""
+    return save(_apart(tensors), metadata={KEY: dumps(facts)})
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `pack` was given."""
+    length = int.from_bytes(message[:8], "little")  # of the header, as safetensors says it
+    facts: dict[str, Any] = json.loads(json.loads(message[8 : 8 + length])["__metadata__"][KEY])
+    return facts, load(message)
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

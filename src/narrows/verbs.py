@@ -16,11 +16,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from narrows.applied import model_of, reading_of, rows_of, say, with_asides
+from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
 from narrows.errors import DataError, NarrowsError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
+from narrows.launch import launched, restarted
 from narrows.networks.choice import Network, Word
 from narrows.networks.conv import Conv
 from narrows.networks.dense import Dense
@@ -89,15 +90,16 @@ def fit(
         columns=choices.column,
     )
     folder = running.run or out.with_suffix(".run")
-    watch = Watch(folder=folder, resume=running.resume, verbose=running.verbose)
+    watch = Watch(folder=folder, resume=running.resume or restarted(), verbose=running.verbose)
     reading = reading or Reading()
     in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
     model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
-    _save(model, out, folder)
-    _tell(model, out, folder, running.json)
+    if launched()[0] == 0:
+        _save(model, out, folder)
+        _tell(model, out, folder, running.json)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
 
 
@@ -150,9 +152,9 @@ def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | 
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv or .jsonl. All but .npy also get what stands aside: paths, labels, starts of windows.
     """
-    refuse_output(out, model, data)
+    refuse_output(out := own_part(out), model, data)
     fitted = model_of(model, applying)
-    names, rows = _code_names(fitted), rows_of(fitted, data, applying)
+    names, rows = _code_names(fitted), own_rows(rows_of(fitted, data, applying))
     if out.suffix == ".npy":
         shape = pa.fixed_shape_tensor(pa.float32(), (fitted.code_size,))
         batches = (_as_matrix(fitted.codes(batch).numpy()) for _, batch in fitted.batches(rows))
@@ -183,8 +185,8 @@ def decode(model: Path, codes: str, *, out: Path, applying: Annotated[Applying |
         codes: codes as `encode` writes them.
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
-    refuse_output(out, model, codes)
-    fitted, source = model_of(model, applying), open_source(codes, reading=reading_of(applying))
+    refuse_output(out := own_part(out), model, codes)
+    fitted, source = model_of(model, applying), own_rows(open_source(codes, reading=reading_of(applying)))
     names = _code_names(fitted)
     rows = (fitted.decode(_matrix(raw, names)) for _, raw in source.batches())
     with naming(source):
@@ -218,9 +220,9 @@ def reconstruct(model: Path, data: str, *, out: Path, applying: Annotated[Applyi
         data: rows with the columns of the training data.
         out: .npy, .parquet, .csv, .jsonl, or .txt for texts; without a suffix a folder of images, sounds or texts.
     """
-    refuse_output(out, model, data)
+    refuse_output(out := own_part(out), model, data)
     fitted = model_of(model, applying)
-    source = rows_of(fitted, data, applying)
+    source = own_rows(rows_of(fitted, data, applying))
     schema = fitted.preparer.arrow_schema
     if out.suffix == ".npy":
         write_rows(out, (fitted.rows(fitted.codes(batch)) for _, batch in fitted.batches(source)), schema)

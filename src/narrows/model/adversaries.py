@@ -21,6 +21,7 @@ from narrows.errors import SettingError
 from narrows.model.penalties import Pass, Penalty, Site, frozen, twice_differentiable
 from narrows.networks.dense import activation, linear
 from narrows.schema import Batch
+from narrows.world import drawn
 
 HIDDEN = (256, 256)  # of the critic of codes
 SURE = 0.9  # how surely real things are to be called real
@@ -53,7 +54,7 @@ class CodeCritic(Penalty):
     def opposing(self, passed: Pass) -> Tensor:
         """() how badly codes are told from normal ones."""
         z = passed.code.z.detach().float()
-        normal = torch.randn_like(z).requires_grad_()
+        normal = drawn(torch.randn, *z.shape, rows=-2, device=z.device).requires_grad_()
         real = self.critic(normal)
         cost = told(real, self.critic(z)).mean(0)
         return (cost + self.flat * steepness(real, normal).mean(0)).mean(-1).sum()
@@ -89,7 +90,7 @@ class RowCritic(Penalty):
     def forward(self, passed: Pass) -> Tensor:
         """(B,) how the reconstruction looks unlike the row, and how surely what was made is told from real rows."""
         z = passed.code.z[:1].detach()
-        made = passed.decode(torch.cat([z, torch.randn_like(z)])).numbers()
+        made = passed.decode(torch.cat([z, drawn(torch.randn, *z.shape, rows=-2, device=z.device)])).numbers()
         looks = _each(frozen(self.look, _made(passed.batch, made)), passed.batch)
         return self.unlike(passed) + fooled(frozen(self.verdict, looks)).mean(0)
 
@@ -103,8 +104,8 @@ class RowCritic(Penalty):
     def opposing(self, passed: Pass) -> Tensor:
         """() how badly what was made is told from real rows."""
         with torch.no_grad():
-            drawn = passed.decode(torch.randn_like(passed.code.z[:1])).numbers()
-            made = _made(passed.batch, torch.cat([passed.p.numbers()[:1], drawn]))
+            z = drawn(torch.randn, *passed.code.z[:1].shape, rows=-2, device=passed.code.z.device)
+            made = _made(passed.batch, torch.cat([passed.p.numbers()[:1], passed.decode(z).numbers()]))
         real = replace(passed.batch, numbers=passed.batch.numbers.detach().requires_grad_())
         with twice_differentiable():
             logits = self.verdict(self.look(real))

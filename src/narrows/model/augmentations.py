@@ -13,6 +13,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from narrows.errors import SettingError
 from narrows.model.corruptions import Corruption
 from narrows.schema import Batch, Schema
+from narrows.world import drawn
 
 WORD = re.compile(r"(shift|flip|binarize)(?:\((\d+)\))?")
 SHIFT = 2  # pixels, by default
@@ -96,7 +98,7 @@ class Shift(_OfImages):
     def sources(self, rows: int, grid: tuple[int, ...], device: torch.device) -> Tensor:
         """See `_OfImages`."""
         height, width = grid[:2]
-        by = torch.randint(-self.most, self.most + 1, (2, rows, 1), device=device)
+        by = drawn(partial(_whole, self.most), 2, rows, 1, rows=1, device=device)
         down = (torch.arange(height, device=device) + by[0]).clamp(0, height - 1)
         across = (torch.arange(width, device=device) + by[1]).clamp(0, width - 1)
         return (down[:, :, None] * width + across[:, None, :]).flatten(1)
@@ -109,7 +111,7 @@ class Flip(_OfImages):
         """See `_OfImages`."""
         height, width = grid[:2]
         pixels = torch.arange(height * width, device=device).view(height, width)
-        mirrored = torch.rand(rows, 1, device=device) < 0.5
+        mirrored = drawn(torch.rand, rows, 1, device=device) < 0.5
         return torch.where(mirrored, pixels.flip(1).flatten(), pixels.flatten())
 
 
@@ -141,11 +143,17 @@ class Binarize(Corruption):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with those cells 0 or 1."""
-        drawn = (torch.rand_like(batch.numbers) < batch.numbers).to(batch.numbers.dtype)
-        return replace(batch, numbers=torch.where(self.bounded, drawn, batch.numbers))
+        chances = batch.numbers
+        ones = (drawn(torch.rand, *chances.shape, device=chances.device) < chances).to(chances.dtype)
+        return replace(batch, numbers=torch.where(self.bounded, ones, chances))
 
 
 SIMPLE: dict[str, Callable[[], Corruption]] = {"flip": Flip, "binarize": Binarize}
+
+
+def _whole(most: int, *shape: int, device: torch.device) -> Tensor:
+    """Whole numbers from -most to most."""
+    return torch.randint(-most, most + 1, shape, device=device)
 
 
 def _inside(start: int, grid: tuple[int, ...]) -> slice:

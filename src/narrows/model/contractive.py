@@ -19,6 +19,7 @@ from narrows.model.latents import Deterministic
 from narrows.model.penalties import Pass, Penalty, Site, twice_differentiable
 from narrows.networks.dense import MemberLinear
 from narrows.schema import Batch
+from narrows.world import drawn
 
 
 class Contractive(Penalty):
@@ -79,7 +80,7 @@ class Contractive(Penalty):
             if members is not None:
                 inputs = inputs.view(members, rows, -1)
             z = latent(encoder(inputs), 0).z.float()
-            norms = [_slope(z, numbers, torch.randn_like(z)).square().sum(-1) for _ in range(self.draws)]
+            norms = [_slope(z, numbers, _along(z)).square().sum(-1) for _ in range(self.draws)]
         mean = torch.stack(norms).mean(0)
         return mean if members is None else mean.view(members, rows)
 
@@ -89,6 +90,11 @@ def _slope(of: Tensor, to: Tensor, along: Tensor | None = None) -> Tensor:
     along = torch.ones_like(of) if along is None else along
     (slope,) = torch.autograd.grad(of, to, along, create_graph=True)
     return slope
+
+
+def _along(z: Tensor) -> Tensor:
+    """A random direction for each code."""
+    return drawn(torch.randn, *z.shape, rows=-2, device=z.device)
 
 
 def _layers(encoder: nn.Module) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.schema import Batch, Column, Schema
+from narrows.world import drawn
 
 EXTREME = 3.0  # standard deviations from the mean at which salt and pepper lie in a column without bounds
 
@@ -65,7 +66,7 @@ class GaussianNoise(Corruption):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with noisy numbers."""
-        noise = self.scale * torch.randn_like(batch.numbers)
+        noise = self.scale * drawn(torch.randn, *batch.numbers.shape, device=batch.numbers.device)
         if len(self.counted):
             noise.index_fill_(1, self.counted, 0.0)
         return replace(batch, numbers=batch.numbers + noise)
@@ -98,7 +99,7 @@ class SaltAndPepper(Corruption):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with some numbers at an end."""
-        draw = torch.rand_like(batch.numbers)
+        draw = drawn(torch.rand, *batch.numbers.shape, device=batch.numbers.device)
         ends = torch.where(draw < self.rate / 2, self.low, torch.where(self.low == 0.0, 1.0, -self.low))
         return replace(batch, numbers=torch.where((draw < self.rate) & self.free, ends, batch.numbers))
 
@@ -119,7 +120,7 @@ class Masking(Corruption):
     def forward(self, batch: Batch) -> Batch:
         """The batch with fewer cells seen."""
         cells = batch.numbers.shape[1] + batch.codes.shape[1]
-        shown = torch.rand(len(batch), cells, device=batch.numbers.device) >= self.rate
+        shown = drawn(torch.rand, len(batch), cells, device=batch.numbers.device) >= self.rate
         return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
 
 
@@ -175,7 +176,7 @@ class PatchMasking(Corruption):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with fewer patches seen."""
-        draw = torch.rand(len(batch), sum(self.counts), device=batch.numbers.device)
+        draw = drawn(torch.rand, len(batch), sum(self.counts), device=batch.numbers.device)
         shown = torch.cat([self._shown(part) for part in torch.split(draw, self.counts, dim=1)], dim=1)
         shown = shown.index_select(1, self.places)
         return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
@@ -185,7 +186,8 @@ class PatchMasking(Corruption):
         patches = draw.shape[1]
         if self.vary:
             most = draw.amax(dim=1, keepdim=True)
-            return (draw >= self.rate * torch.rand_like(most)) | ((draw == most) & (patches > 1))
+            share = drawn(torch.rand, *most.shape, device=most.device)
+            return (draw >= self.rate * share) | ((draw == most) & (patches > 1))
         if patches == 1:
             return draw >= self.rate
         hidden = min(max(1, round(self.rate * patches)), patches - 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from narrows.errors import SettingError
 from narrows.model.latents import Gaussian, Posterior
 from narrows.model.penalties import Pass, Penalty, Site
+from narrows.world import drawn
 
 Kernel = Literal["imq", "rbf"]
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the squared distance that two normal codes have in the mean
@@ -41,7 +42,7 @@ class Discrepancy(Penalty):
     def forward(self, passed: Pass) -> Tensor:
         """() the discrepancy."""
         z = passed.code.z.float()
-        return mmd(z, torch.randn_like(z), self.kernel).mean(0).sum()
+        return mmd(z, drawn(torch.randn, *z.shape, rows=-2, device=z.device), self.kernel).mean(0).sum()
 
 
 def mmd(x: Tensor, y: Tensor, kernel: Kernel = "imq") -> Tensor:

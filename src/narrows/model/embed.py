@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from narrows.networks.fused import View
 from narrows.schema import Batch, Column, Schema
+from narrows.world import drawn
 
 # Share of category cells that training shows as unknown levels. Without it one column of unseen levels threw the other
 # columns off: on adult's test file, whose labels are spelled otherwise, the squared error fell from 7.75 to 2.22 (2 of
@@ -312,7 +313,7 @@ class CellEmbed(nn.Module):
 
 def with_strangers(codes: Tensor, sizes: Tensor | int) -> Tensor:
     """Codes with a few made unknown, so that the encoder has met what unseen levels will look like."""
-    return torch.where(torch.rand(codes.shape, device=codes.device) < STRANGERS, sizes, codes)
+    return torch.where(drawn(torch.rand, *codes.shape, device=codes.device) < STRANGERS, sizes, codes)
 
 
 def one_hot(codes: Tensor, known: Tensor, starts: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:

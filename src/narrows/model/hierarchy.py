@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from narrows.errors import SettingError
 from narrows.model.latents import Code, Latent, checked_nats, divergence, log_ratio, spared
 from narrows.networks.dense import linear
+from narrows.world import drawn
 
 DEEPEST = 64  # levels: more is a slip of the keyboard
 WIDTH = 64  # units of each network between levels, at least
@@ -74,7 +75,7 @@ class Hierarchical(Latent):
         z, each, terms = features[..., :0], [], {}
         for index in range(len(self.sizes)):
             mean, log_variance = self._posterior(index, owned[0][index], owned[1][index], z)
-            noise = torch.randn_like(mean) if samples else torch.zeros_like(mean)
+            noise = drawn(torch.randn, *mean.shape, rows=-2, device=mean.device) if samples else torch.zeros_like(mean)
             u = mean + (0.5 * log_variance).exp() * noise
             each.append(divergence(mean, log_variance))
             cost = log_ratio(u, noise, log_variance) if ratio else each[-1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import activation
+from narrows.world import drawn
 
 STAGGERED = (1, 2, 4)  # parts of a code, of which members use one each, in turn
 
@@ -195,7 +196,7 @@ class Gaussian(Latent):
         """Reparametrized draws, or the posterior mean."""
         mean, log_variance = features.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-12.0, 12.0)
-        noise = torch.randn(samples, *mean.shape, device=mean.device) if samples else torch.zeros_like(mean)[None]
+        noise = _noise(samples, mean) if samples else torch.zeros_like(mean)[None]
         z = mean + (0.5 * log_variance).exp() * noise
         each = divergence(mean, log_variance)
         kl = log_ratio(z, noise, log_variance) if ratio else each.expand(len(z), *each.shape)
@@ -205,6 +206,11 @@ class Gaussian(Latent):
     def sample(self, rows: int) -> Tensor:
         """Draws from the standard normal prior."""
         return torch.randn(rows, self.size)
+
+
+def _noise(samples: int, mean: Tensor) -> Tensor:
+    """(samples, [E,] B, size) standard normal draws."""
+    return drawn(torch.randn, samples, *mean.shape, rows=-2, device=mean.device)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

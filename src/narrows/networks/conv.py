@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.networks.dense import DEEPEST, RECTIFIERS, WIDEST, Activation, activation
+from narrows.networks.dense import DEEPEST, RECTIFIERS, WIDEST, Activation, Dropout, activation
 from narrows.networks.grids import Feedback, Grid, GridDecoder, GridEncoder, folded, unfolded, without_absent
 
 ConvNorm = Literal["layer", "none"]
@@ -199,7 +199,7 @@ class Block(nn.Module):
         first, second = (convolution(axes, width, width, settings.kernel, settings.activation) for _ in range(2))
         with torch.no_grad():  # what n blocks add to their input must not grow with n
             second.weight /= among**0.5
-        silence = [nn.Dropout(settings.dropout)] if settings.dropout else []
+        silence = [Dropout(settings.dropout, rows=0)] if settings.dropout else []
         self.layers = nn.Sequential(*normed(settings, width), first, *normed(settings, width), *silence, second)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from narrows.networks.grids import (
     unfolded,
     without_absent,
 )
+from narrows.world import drawn
 
 Cell = Literal["gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]
@@ -167,7 +168,8 @@ class RecurrentDecoder(GridDecoder):
             return self._run_freely(told, states, needed(feedback))
         shifted = torch.cat([self.start.expand(vector.shape[0], 1, -1).to(targets.dtype), targets[:, :-1]], dim=1)
         if self.training and self.word_dropout:
-            shifted = shifted * (torch.rand(shifted.shape[:2], device=vector.device) >= self.word_dropout)[..., None]
+            kept = drawn(torch.rand, *shifted.shape[:2], device=vector.device) >= self.word_dropout
+            shifted = shifted * kept[..., None]
         return self._run(told + self.read(shifted), states)
 
     def _run_freely(self, told: Tensor, states: list[State], feedback: Feedback) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.networks.dense import DEEPEST, WIDEST, linear
+from narrows.networks.dense import DEEPEST, WIDEST, Dropout, linear
 from narrows.networks.grids import (
     Feedback,
     Grid,
@@ -191,7 +191,7 @@ class Block(nn.Module):
         self.attention = Attention(width, settings.heads)
         last = linear(4 * width, width, "identity", None)
         self.perceptron = nn.Sequential(linear(width, 4 * width, "gelu", None), nn.GELU(), last)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout, rows=0)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: Cache | None = None

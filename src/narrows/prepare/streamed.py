@@ -92,7 +92,7 @@ class Streamed:
         self, shuffle: Shuffle, preparer: Preparer, batch_size: int, rows: int | None, device: torch.device
     ) -> None:
         self.shuffle, self.preparer, self.batch_size = shuffle, preparer, batch_size
-        self.rows, self.device = rows, device
+        self.rows, self.device, self.common = rows, device, False
         if shuffle.lanes < FEW_LANES and (rows or 0) > MANY_WINDOWS * shuffle.window:
             places = "one place" if shuffle.lanes == 1 else f"{shuffle.lanes} places"
             text = f"{shuffle.source.name} is read from {places} at a time, so rows change places only within windows"

@@ -17,6 +17,7 @@ together, or one.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -58,23 +59,30 @@ class Shuffle:
     """Shuffled training rows of a source.
 
     Args:
-        source: what to read; give each of several readers a shard.
+        source: what to read.
         split: its validation rows are left out; None: every row is for training.
         seed: of the order; the order of an epoch depends on nothing but the source, this and the window.
         window: rows to permute at a time, at least 1.
+        reader: which of how many readers this is. In each epoch every reader gets other pieces, about as many rows as
+            the others; where there are fewer pieces than readers, it gets blocks of each (see `Source.shard`).
 
     Attributes:
         lanes: pieces that are read side by side.
     """
 
-    def __init__(self, source: Source, split: Split | None, seed: int, window: int) -> None:
+    def __init__(
+        self, source: Source, split: Split | None, seed: int, window: int, reader: tuple[int, int] = (0, 1)
+    ) -> None:
         if window < 1:
             raise SettingError(f"a shuffle window of {window} rows", "at least 1")
+        if len(source.pieces) < reader[1]:
+            source, reader = source.shard(*reader), (0, 1)
         self.source, self._split, self._seed, self.window = source, split, seed, window
-        most = max(1, min(SIDE_BY_SIDE, _OPEN_BYTES // source.open_bytes))
-        rounds = max(1, -(-len(source.pieces) // most))
+        self._reader = reader
+        most, pieces = max(1, min(SIDE_BY_SIDE, _OPEN_BYTES // source.open_bytes)), len(source.pieces) // reader[1]
+        rounds = max(1, -(-pieces // most))
         # rounds alike: a short last one would end the epoch on rows of few pieces, and training would forget the rest
-        self.lanes = max(1, -(-len(source.pieces) // rounds))
+        self.lanes = max(1, -(-pieces // rounds))
         self._block = -(-window // self.lanes)
 
     def parts(
@@ -93,7 +101,7 @@ class Shuffle:
         """
         number = position["windows"] if position else 0
         start = _Place(*(position[name] for name in _Place._fields)) if position else _Place()
-        order = _permutation(len(self.source.pieces), self._seed, epoch)
+        order = self._order(epoch)
         part, window = _Part(), _Window()
         for place, row_id, rows in self._blocks(order, start):
             kept = self._kept(rows, row_id)
@@ -111,6 +119,19 @@ class Shuffle:
                     part, window = _Part(), _Window()
         if window.count:
             yield part.rows(), self._end(epoch, number + 1, window, _Place(len(order)))
+
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        """The pieces of an epoch, in order, that fall to this reader: each goes to the one who has least so far."""
+        order = _permutation(len(self.source.pieces), self._seed, epoch)
+        rank, size = self._reader
+        if size == 1:
+            return order
+        burdens, own = [(0, other) for other in range(size)], []
+        for place in order:
+            rows, reader = heapq.heappop(burdens)
+            heapq.heappush(burdens, (rows + (self.source.rows_of(self.source.pieces[place]) or 1), reader))
+            own += [place] * (reader == rank)
+        return np.array(own, np.intp)
 
     def _end(self, epoch: int, number: int, window: _Window, behind: _Place) -> End:
         order = window.places()[_permutation(window.count, self._seed, epoch, number)]

@@ -101,6 +101,13 @@ class Source(ABC):
             raise SettingError(f"rank {rank} of {size}", f"a rank from 0 to {size - 1}" if size > 0 else "size >= 1")
         return self if size == 1 else Shard(self, rank, size)
 
+    def stretch(self, rank: int, size: int) -> Source:
+        """As `shard`, but rows that follow each other, so that answers put behind each other are in the rows' order.
+
+        Where rows are not counted without reading, they are read once to be counted.
+        """
+        return self if size == 1 else Stretch(self, rank, size)
+
 
 class Shard(Source):
     """One reader's share of a source; see `Source.shard`."""
@@ -143,6 +150,47 @@ class Shard(Source):
         for number in range(first // block, -(-stop // block)):
             if (number + shift) % self._size == self._rank:
                 yield max(first, number * block), min(stop, (number + 1) * block)
+
+
+class Stretch(Source):
+    """Rows of a source that follow each other; see `Source.stretch`."""
+
+    def __init__(self, whole: Source, rank: int, size: int) -> None:
+        self._whole = whole
+        self.name, self.schema, self.open_bytes, self.reading = (
+            whole.name,
+            whole.schema,
+            whole.open_bytes,
+            whole.reading,
+        )
+        counts = {piece: _counted(whole, piece) for piece in whole.pieces}
+        total, begun = sum(counts.values()), 0
+        self._ranges: dict[int, tuple[int, int]] = {}
+        for piece, rows in counts.items():
+            first, stop = (min(max(total * place // size - begun, 0), rows) for place in (rank, rank + 1))
+            if first < stop:
+                self._ranges[piece] = first, stop
+            begun += rows
+        self.pieces = tuple(self._ranges)
+
+    def rows_of(self, piece: int) -> int | None:
+        """Rows of the piece that are in the stretch."""
+        first, stop = self._ranges[piece]
+        return stop - first
+
+    def read(self, piece: int, skip: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """As of the whole source; `skip` counts the rows of the stretch."""
+        first, stop = self._ranges[piece]
+        for row_id, batch in self._whole.read(piece, first + skip):
+            left = stop - row_in_piece(row_id)
+            if left <= 0:
+                return
+            yield row_id, batch.slice(0, left)
+
+
+def _counted(source: Source, piece: int) -> int:
+    rows = source.rows_of(piece)
+    return sum(len(batch) for _, batch in source.read(piece)) if rows is None else rows
 
 
 def row_in_piece(row_id: int) -> int:

@@ -26,14 +26,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from narrows import tensorfile
+from narrows import tensorfile, world
 from narrows.errors import FitWarning, NarrowsError, SettingError
 from narrows.files import atomic
 from narrows.train.settings import Record, plain
 from narrows.train.stops import FINISHED
 
-# Settings that may change between a run and its continuation: they go by the clock, which no run repeats anyway.
-FREE = ("time_limit", "checkpoint_every")
+# Settings that may change between a run and its continuation: those that go by the clock, which no run repeats anyway,
+# and how processes work together, of which there may be fewer.
+FREE = ("time_limit", "checkpoint_every", "sync")
 
 
 @dataclass
@@ -147,6 +148,14 @@ class RunFolder:
             write()
         except (NarrowsError, OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
             _warn(f"run folder {self.path}: {error or 'out of memory'}; training goes on without")
+
+
+def shared(found: tuple[dict[str, Any], dict[str, Tensor]] | None) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What rank 0 has read, for all processes: others may not see its folder."""
+    if world.size() == 1:
+        return found
+    message = world.given(b"" if found is None else tensorfile.pack(*found))
+    return tensorfile.unpack(message) if message else None
 
 
 def _warn(sentence: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from narrows.errors import SettingError
+from narrows.launch import launched, local_rank
 from narrows.train.settings import Precision
 
 # Products a forward pass from which bfloat16 repays its conversions. At 784-1000-500-250-30 and 512 rows (1.4e9) a
@@ -36,11 +37,19 @@ REPAYS_THREADS = 1 << 24
 def choose_device(name: str | None = None) -> torch.device:
     """The device of this name; None or `auto` takes a GPU where CUDA has one, else the CPU.
 
+    Of several processes on one machine each takes a GPU of its own.
+
     Raises:
         SettingError: for a name torch does not know, or a device that is not there.
     """
     if name is None or name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return (
+            torch.device("cuda", local_rank() % torch.cuda.device_count())
+            if launched()[1] > 1
+            else torch.device("cuda")
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -38,11 +38,12 @@ class Ledger:
         device: where the steps are made.
 
     Attributes:
-        broken: () float32, 1 from the first broken step on: torch's fused optimizers take it as `found_inf`.
+        halted: () float32, 1 in steps that are to move nothing: from the first broken one on, and on rows of no weight.
+            Torch's fused optimizers take it as `found_inf`.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.broken = torch.zeros((), device=device)
+        self.halted = torch.zeros((), device=device)
         self._spoilt = torch.zeros((), device=device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # as in `Sums`
 
@@ -50,8 +51,9 @@ class Ledger:
         """Count a step: () mass of its rows, () loss in the mean over them, and () norm of its gradient."""
         mass, loss = mass.double(), loss.detach().double()
         self._sums += torch.stack([mass, mass * loss, norm.double()])
-        torch.ne((self._sums - self._sums).sum(), 0.0, out=self.broken)  # what is not finite less itself is NaN
-        self._spoilt += self.broken
+        spoilt = (self._sums - self._sums).sum() != 0.0  # what is not finite less itself is NaN
+        self._spoilt += spoilt
+        self.halted.copy_(spoilt | (mass == 0.0))
 
     def read(self) -> Sums:
         """The sums since this was last asked. Waits for the steps that are queued."""

@@ -18,9 +18,11 @@ from typing import Any
 
 from torch import nn
 
+from narrows import world
 from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Stream
-from narrows.train.checkpoint import FREE, RunFolder
+from narrows.train.averaging import make_sync
+from narrows.train.checkpoint import FREE, RunFolder, shared
 from narrows.train.devices import denormals_as_zero, own_stream, tensor_float, threads_for
 from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share, settled
 from narrows.train.progress import Bar
@@ -30,6 +32,7 @@ from narrows.train.settings import Record, Training, Watch
 from narrows.train.state import State
 from narrows.train.step import Broken
 from narrows.train.stops import FINISHED, History, stop_reason
+from narrows.train.sync import SAVE, STOP
 from narrows.train.upload import uploaded
 
 LONG = 10_000  # steps after which an epoch that is not over yet is recorded, validated and judged
@@ -51,7 +54,8 @@ def train(
 
     Best means the lowest validation loss, or without validation rows the last. Ctrl-C ends training as if it were
     over, with a warning; so does a loss or gradient that is not finite, once an epoch was finished. The caller's
-    random state, number of threads and treatment of denormal numbers are given back as they were.
+    random state, number of threads and treatment of denormal numbers are given back as they were. In the body of
+    `world.together` all processes call it alike and train one module, by what `Training.sync` says.
 
     Args:
         module: `module(batch)` gives a `Loss`; if it has methods `before_step(done)` and `after_step()`, they are
@@ -103,12 +107,15 @@ class _Run:
         if self.rows is None and training.schedule != "constant":
             raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
         self.state = State(module, make_optimizer(module, training), snapshots=self.watch.snapshots)
-        self.stepper = make_stepper(module, self.state.optimizer, training, training.step_rows(self.rows), seed)
+        self.sync = make_sync(module, training.sync)
+        rows = training.step_rows(self.rows)
+        self.stepper = make_stepper(module, self.state.optimizer, training, rows, seed, self.sync)
         self.stream = uploaded(self.stream, self.stepper.device)
         self.validation = self.validation and uploaded(self.validation, self.stepper.device)
         self.looked: tuple[int, dict[str, int] | None] = 0, None  # step and position when its losses were last asked
-        self.folder = RunFolder(watch.folder, self._identity(seed)) if watch.folder else None
-        self.bar = Bar(watch.verbose, epochs, self.rows)
+        first = world.rank() == 0
+        self.folder = RunFolder(watch.folder, self._identity(seed)) if watch.folder and first else None
+        self.bar = Bar(watch.verbose if first else 0, epochs, self.rows)
         self.began = self.due = self.wake = 0.0
 
     def _identity(self, seed: int) -> dict[str, Any]:
@@ -140,6 +147,8 @@ class _Run:
             self._train()
             self._save()
         except KeyboardInterrupt:
+            if world.size() > 1:  # the others wait for a step that will not come
+                raise
             warning = self._interrupted()
         except Broken as broken:
             warning = self._diverged(broken)
@@ -149,16 +158,21 @@ class _Run:
                 self.folder.finish(self.state.history.reason or "failed")
         if self.validation is not None or self.state.history.reason == "diverged":
             self.state.restore_best()
+        self.sync.close()
         return warning
 
     def _begin(self) -> None:
-        if self.folder:
-            found = self.folder.read() if self.watch.resume else None
+        if self.watch.folder:
+            with world.agreed():
+                found = self.folder.read() if self.folder and self.watch.resume else None
+            found = shared(found)
             if found:
-                self.state.load(*found)
+                self.state.load(*found, self.stream.common)
                 if self.state.history.reason not in FINISHED:
                     self.state.history.reason = ""
-            self.folder.open(self.state.history.records, resumed=found is not None)
+            with world.agreed():
+                if self.folder:
+                    self.folder.open(self.state.history.records, resumed=found is not None)
         now = time.monotonic()
         self.began, self.due = now - self.state.place.seconds, now + self.training.checkpoint_every
         self.looked = self.state.place.step, self.state.place.position
@@ -168,14 +182,15 @@ class _Run:
     def _train(self) -> None:
         place, history = self.state.place, self.state.history
         while not history.reason:
-            for batch, position in self.stream.epoch(place.epoch, place.position):
+            for batch, position in self.sync.epoch(self.stream, place.epoch, place.position):
                 done = self._done()
                 place.lr = self.peak * rate_share(self.training.schedule, done)
-                place.advance(batch, position, self.stepper.step(batch, place.step, place.lr, done))
+                place.advance(position, self.stepper.step(batch, place.step, place.lr, done))
                 if place.steps >= LONG:
                     self._record()
                 if time.monotonic() >= self.wake:
                     self._look_up()
+                self._heed()
                 if history.reason:
                     break
             else:
@@ -192,7 +207,7 @@ class _Run:
         if self.rows is None and limit is None:
             return 1.0
         rows = (place.epoch + place.epoch_rows / self.rows) / self.epochs if self.rows else 0.0
-        return rows if limit is None else max(rows, (time.monotonic() - self.began) / limit)
+        return rows if limit is None else max(rows, self.sync.clock(time.monotonic() - self.began) / limit)
 
     def _close_epoch(self) -> None:
         """Record what is not yet recorded of the epoch, and go to the next or stop."""
@@ -210,17 +225,24 @@ class _Run:
             history.reason = "epochs"
         if time.monotonic() >= self.wake:
             self._look_up()
+        self._heed()
 
     def _record(self) -> None:
         """Validate, write down how training stands, keep the weights if they are the best, and judge."""
         self._settle()
         place, history = self.state.place, self.state.history
+        if not (self.sync.leads or self.sync.marches):
+            place.close_record()
+            return
+        self.sync.settle()
         if broken := self.state.optimizer.broken():
             raise Broken("weights", next(iter(broken.values())), place.step, weights=list(broken))
         record: Record = {"epoch": place.epoch + 1, "step": place.step, "rows": place.rows}
-        record |= {"loss": place.loss / place.mass, "lr": place.lr}
+        loss, mass = self.sync.recorded(place.loss, place.mass)
+        record |= {"loss": loss / mass, "lr": place.lr}
         if self.validation is not None:
-            record["val_loss"] = self.stepper.validate(self.validation, place.step)
+            with self.sync.looking():
+                record["val_loss"] = self.stepper.validate(self.validation, place.step)
         if self.training.tolerance is not None and (change := self.state.change()) is not None:
             record["change"] = change
         record["seconds"] = place.seconds = time.monotonic() - self.began
@@ -248,8 +270,8 @@ class _Run:
         self.bar.record(record)
         if self.folder:
             self.folder.record(record)
-        answers = [callback(record) for callback in self.watch.callbacks]
-        if any(answers):
+        answers = [bool(callback(record)) for callback in self.watch.callbacks]
+        if self.watch.callbacks and any(self.sync.sums(any(answers))):
             self.state.history.reason = "callback"
 
     def _snap(self) -> None:
@@ -259,24 +281,33 @@ class _Run:
             snapshots.offer(self.state.module, place.epoch, self.epochs)
 
     def _look_up(self) -> None:
-        """See to what goes by the clock: the bar, the checkpoint, the time limit."""
+        """See to what goes by the clock: the bar, the checkpoint, the time limit; of several, rank 0's."""
         self._settle()
         now, place = time.monotonic(), self.state.place
         place.seconds = now - self.began
         self.bar.show(place)
-        if now >= self.due:
-            self._save()
         limit = self.training.time_limit
-        if limit is not None and place.seconds >= limit and not self.state.history.reason:
-            self.state.history.reason = "time"
+        over = limit is not None and place.seconds >= limit
+        self.sync.say(SAVE * (now >= self.due) | STOP * over, place.seconds)
         left = math.inf if limit is None else max(limit - place.seconds, 0.0)
         self.wake = now + min(BLINK, self.training.checkpoint_every, left)
 
+    def _heed(self) -> None:
+        """Do what the clock said, at the same step in all processes."""
+        said = self.sync.heed()
+        if said & SAVE:
+            self._save()
+        if said & STOP and not self.state.history.reason:
+            self.state.history.reason = "time"
+
     def _save(self) -> None:
-        if not self.folder:
+        if not self.watch.folder:
             return
         began = time.monotonic()
-        self.folder.save(self.state.facts(), self.state.tensors())
+        self.sync.settle()
+        positions = self.sync.positions(self.state.place.position)
+        if self.folder:
+            self.folder.save(self.state.facts(positions), self.state.tensors())
         now, every = time.monotonic(), self.training.checkpoint_every
         # A large state takes seconds to write: no more than a twentieth of the time is spent on that.
         self.due = now + (max(every, 19 * (now - began)) if every else 0.0)

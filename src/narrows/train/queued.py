@@ -17,13 +17,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from narrows import world
 from narrows.schema import Batch, Stream
 from narrows.train.graphs import Act, Replayed, recorded
 from narrows.train.ledger import Ledger
 from narrows.train.optimizers import Optimizer
-from narrows.train.randomness import VALIDATION, seed_step
+from narrows.train.randomness import VALIDATION
 from narrows.train.settings import Training
-from narrows.train.step import Broken, Stepper
+from narrows.train.state import Heard
+from narrows.train.step import Broken, Stepper, objective
+from narrows.train.sync import Alone
 
 
 class Queued:
@@ -40,16 +43,17 @@ class Queued:
         self._rate = torch.zeros((), device=self.device)
         self._ledger = Ledger(self.device)
         self._judged = torch.zeros(2, dtype=torch.float64, device=self.device)  # mass and loss of validation rows
-        self._optimizer.heed(self._ledger.broken)
+        self._optimizer.heed(self._ledger.halted)
         repeats = getattr(stepper.module, "repeats", False)
         telling = partial(_telling, stepper.optimizer, record) if record and repeats else None
         self._moves, self._judgments = Replayed(telling), Replayed(telling)
 
-    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> None:
-        """Queue what `Stepper.step` does."""
-        self._stepper.prepare(number, done)
+    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> Heard:
+        """Queue what `Stepper.step` does; of its loss nothing is heard before `settle`."""
+        self._stepper.prepare(batch, number, done)
         self._rate.fill_(lr)
         self._moves.act(self._queue, batch if batch.numbers.device == self.device else batch.to(self.device))
+        return Heard(0.0, 0.0, len(batch))
 
     def settle(self, step: int) -> tuple[float, float]:
         """Mass and loss, each summed over rows, of the steps since the last look. Waits for them.
@@ -74,9 +78,9 @@ class Queued:
         """As `Stepper.validate`, waiting only for the mean."""
         module = self._stepper.module
         self._judged.zero_()
-        seed_step(self._stepper.seed, VALIDATION, self.device)
         module.eval()
-        for batch, _ in stream.epoch(0):
+        for number, (batch, _) in enumerate(stream.epoch(0)):
+            self._stepper.seed_for(batch, VALIDATION + number)
             self._judgments.act(self._weigh, batch if batch.numbers.device == self.device else batch.to(self.device))
         module.train()
         mass, loss = self._judged.tolist()
@@ -86,8 +90,8 @@ class Queued:
     def _queue(self, batch: Batch) -> None:
         """One step; what it reads and writes is on the device, so that it can be recorded."""
         self._optimizer.forget()
-        loss, total = self._stepper.loss(batch)
-        (total if loss.opposing is None else total + loss.opposing).backward()  # type: ignore[no-untyped-call]
+        loss, total = self._stepper.loss(batch, self._stepper.module)
+        objective(loss, total).backward()  # type: ignore[no-untyped-call]
         norm = self._optimizer.shorten(self._stepper.clip)
         self._ledger.enter(_mass(batch), total, norm)
         self._optimizer.step(self._rate)
@@ -96,7 +100,7 @@ class Queued:
     @torch.no_grad()
     def _weigh(self, batch: Batch) -> None:
         """The loss of some validation rows."""
-        total = self._stepper.loss(batch)[1].double()
+        total = self._stepper.loss(batch, self._stepper.module)[1].double()
         mass = _mass(batch)
         self._judged += torch.stack([mass, mass * total])
 
@@ -114,7 +118,12 @@ def _mass(batch: Batch) -> Tensor:
     return batch.weight.sum().double()
 
 
-def make_stepper(module: nn.Module, optimizer: Optimizer, training: Training, rows: int, seed: int) -> Stepper | Queued:
-    """The stepper for the device where the module is: one that waits on a CPU, one that queues on a GPU."""
-    stepper = Stepper(module, optimizer, training, rows, seed)
-    return Queued(stepper, recorded) if stepper.device.type == "cuda" else stepper
+def make_stepper(
+    module: nn.Module, optimizer: Optimizer, training: Training, rows: int, seed: int, sync: Alone | None = None
+) -> Stepper | Queued:
+    """The stepper for the device where the module is: one that queues on a GPU, one that waits elsewhere.
+
+    Of several processes each waits for its steps: what they exchange in each is a number on the host.
+    """
+    stepper = Stepper(module, optimizer, training, rows, seed, sync)
+    return Queued(stepper, recorded) if stepper.device.type == "cuda" and world.size() == 1 else stepper

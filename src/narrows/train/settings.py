@@ -73,6 +73,11 @@ class Training:
     """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it and sizes repay it; below,
     GPUs round the factors of float32 products to 10 bits (TF32)."""
 
+    sync: str = "every"
+    """How several processes train one model: every (gradients are averaged in every step, as one process would with the
+    same batch), local:H (H steps each, then weights are averaged), async or async:H (nobody waits: every H steps, 10 by
+    default, a process and a common center pull at each other). A batch is that of all processes together."""
+
     checkpoint_every: float = 10.0
     """Seconds between two checkpoints of a run with a folder; 0 writes one after every step."""
 
@@ -157,6 +162,21 @@ class Watch:
     snapshots: Snapshots | None = None
 
 
+def sync_of(words: str) -> tuple[str, int]:
+    """The way of `Training.sync`, and the steps between two exchanges.
+
+    Raises:
+        ValueError: for another word.
+    """
+    way, colon, steps = words.partition(":")
+    if way not in ("every", "local", "async") or (colon and way == "every") or (way == "local" and not colon):
+        raise ValueError(words)
+    number = int(steps) if colon else {"every": 1, "async": 10}[way]
+    if number < 1:
+        raise ValueError(words)
+    return way, number
+
+
 def plain(value: Any) -> Any:
     """A number of any kind as one of Python's own; anything else as it is."""
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -174,6 +194,13 @@ def _number(value: object, low: float, *, strict: bool = False, whole: bool = Fa
 
 def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: value in get_args(words)), f"one of {', '.join(get_args(words))}"
+
+
+def _is_sync(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(sync_of(value))
+    except ValueError:
+        return False
 
 
 _COUNT = (lambda value: value is None or _number(value, 1, whole=True)), "a whole number of at least 1, or None"
@@ -199,5 +226,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "time": _NAME,
     "budget": _NOT_NEGATIVE,
     "precision": _one_of(Precision),
+    "sync": (_is_sync, "every, local:H or async:H with a whole number of steps H, such as local:8"),
     "checkpoint_every": _NOT_NEGATIVE,
 }

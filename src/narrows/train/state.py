@@ -6,19 +6,34 @@ data (only the position in its stream) and the clock, apart from the seconds use
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from narrows import world
 from narrows.errors import ModelFileError, SettingError
 from narrows.schema import Batch
 from narrows.tensorfile import under
 from narrows.train.optimizers import Optimizer
 from narrows.train.snapshots import Snapshots
 from narrows.train.stops import History, improves
+
+
+class Heard(NamedTuple):
+    """What a step came to, over the rows of all processes that took it together.
+
+    Args:
+        loss: mean over the rows, weighted.
+        mass: weight of the rows; 0 for a step without any, which moves nothing.
+        rows: number of them.
+    """
+
+    loss: float
+    mass: float
+    rows: int
 
 
 @dataclass
@@ -49,22 +64,27 @@ class Place:
     lr: float = 0.0
     seconds: float = 0.0
 
-    def advance(self, batch: Batch, position: dict[str, int], loss: float | None) -> None:
-        """Count a step on `batch`; without its loss, which is not known yet, that is left to `add`."""
-        rows = len(batch)
+    def advance(self, position: dict[str, int], heard: Heard) -> None:
+        """Count a step."""
         self.step += 1
         self.steps += 1
-        self.rows += rows
-        self.epoch_rows += rows
+        self.rows += heard.rows
+        self.epoch_rows += heard.rows
+        self.mass += heard.mass
+        self.loss += heard.mass * heard.loss
         self.position = position
-        if loss is not None:
-            mass = mass_of(batch)
-            self.add(mass, mass * loss)
 
     def add(self, mass: float, loss: float) -> None:
-        """Count what steps gave: the weight of their rows, and the loss summed over them."""
+        """Count what steps gave that told nothing: the weight of their rows, and the loss summed over them."""
         self.mass += mass
         self.loss += loss
+
+    def stand(self, positions: Sequence[dict[str, int] | None]) -> None:
+        """Go on from this process's own position, or from the beginning of the epoch where there is none."""
+        if len(positions) == world.size():
+            self.position = positions[world.rank()]
+        else:
+            self.rows, self.epoch_rows, self.position = self.rows - self.epoch_rows, 0, None
 
     def close_record(self) -> None:
         """Begin counting for the next record."""
@@ -127,9 +147,9 @@ class State:
             self.module.load_state_dict(self.best)
         return bool(self.best)
 
-    def facts(self) -> dict[str, Any]:
-        """Counters and history, as plain JSON values."""
-        return {"place": asdict(self.place), "history": asdict(self.history)}
+    def facts(self, positions: Sequence[dict[str, int] | None] = ()) -> dict[str, Any]:
+        """Counters and history, as plain JSON values, and where each process stands in its stream, by rank."""
+        return {"place": asdict(self.place), "history": asdict(self.history), "positions": [*positions]}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -142,8 +162,14 @@ class State:
         }
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
-    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], common: bool = True) -> None:
         """Take over what `facts` and `tensors` gave.
+
+        Args:
+            facts: of a checkpoint.
+            tensors: of it.
+            common: whether all processes go through one stream; else each goes on from where it stood, if there are
+                as many as before, and all begin the epoch anew, if not.
 
         Raises:
             SettingError: when they belong to a module of another make; nothing is changed then.
@@ -159,6 +185,8 @@ class State:
             self.optimizer.load(optimizer)
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"a checkpoint without {error}", hint="training from the beginning") from None
+        if not common:
+            self.place.stand(facts.get("positions") or [self.place.position])
         self.module.load_state_dict(module)
         device = self.optimizer.weights[0].device
         self.best = {name: tensor.to(device) for name, tensor in best.items()}

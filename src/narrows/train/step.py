@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from narrows.train.devices import choose_precision
 from narrows.train.optimizers import Optimizer
 from narrows.train.randomness import VALIDATION, seed_step
 from narrows.train.settings import Training
-from narrows.train.state import mass_of
+from narrows.train.state import Heard, mass_of
+from narrows.train.sync import Alone
 
 
 class Loss(Protocol):
@@ -39,6 +40,11 @@ class Loss(Protocol):
     def opposing(self) -> Tensor | None:
         """What weights that train against the rest are to minimize, in the same step; None without such."""
         ...
+
+
+def objective(loss: Loss, total: Tensor) -> Tensor:
+    """() what a step minimizes: the loss, and what those want that train against it."""
+    return total if loss.opposing is None else total + loss.opposing
 
 
 class Broken(Exception):
@@ -69,27 +75,41 @@ class Stepper:
         training: `clip` and `precision` are used.
         rows: of a usual step; decides with the sizes of the weights whether bfloat16 repays.
         seed: decides, with the number of the step, every draw in it.
+        sync: with the other processes that train the module; by default there are none.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, training: Training, rows: int, seed: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        training: Training,
+        rows: int,
+        seed: int,
+        sync: Alone | None = None,
+    ) -> None:
         self.module, self.optimizer, self.clip, self.seed = module, optimizer, training.clip, seed
+        self.sync = sync or Alone(module)
         self.device = optimizer.weights[0].device
         self.precision = choose_precision(module, rows, self.device, training.precision)
         self._before: Callable[[float], None] | None = getattr(module, "before_step", None)
         self._after: Callable[[], None] | None = getattr(module, "after_step", None)
 
-    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> float:
-        """Move the weights by a step with this number (from 0) and learning rate; the loss before it.
+    def step(self, batch: Batch, number: int, lr: float, done: float = 1.0) -> Heard:
+        """Move the weights by a step with this number (from 0) and learning rate; what the loss was before it.
 
         `done` is the share of training that went before, where that is known.
 
         Raises:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
-        value = self.learn(batch, number, done)
-        self.optimizer.step(lr)
-        self.finish()
-        return value
+        heard = self.learn(batch, number, done)
+        if heard.mass:
+            self.optimizer.step(lr)
+            self.finish()
+        else:
+            self.optimizer.forget()
+        self.sync.stepped()
+        return heard
 
     def settle(self, step: int) -> tuple[float, float]:
         """Mass and loss of steps that were not waited for: there are none."""
@@ -105,39 +125,50 @@ class Stepper:
         self.learn(batch, number, done)
         self.optimizer.forget()
 
-    def prepare(self, number: int, done: float) -> None:
-        """Seed the draws of a step with this number, and tell the module."""
-        seed_step(self.seed, number, self.device)
+    def prepare(self, batch: Batch, number: int, done: float) -> None:
+        """Tell the module of a step with this number, and seed its draws."""
         if self._before is not None:
             self._before(done)
+        self.seed_for(batch, number)
 
-    def learn(self, batch: Batch, number: int, done: float = 1.0) -> float:
-        """What a step does as far as to the weights: leave them their gradients; the loss.
+    def seed_for(self, batch: Batch, number: int) -> None:
+        """Seed the draws that the module makes for a batch."""
+        seed_step(self.sync.seeds(self.seed, batch), number, self.device)
+
+    def learn(self, batch: Batch, number: int, done: float = 1.0) -> Heard:
+        """What a step does as far as to the weights: leave them their gradients.
 
         Raises:
             Broken: as `step`.
         """
-        self.prepare(number, done)
-        total, value = self._loss(batch, "loss", number + 1)
-        total.backward()  # type: ignore[no-untyped-call]
+        self.prepare(batch, number, done)
+        loss, total, value = self._measured(batch, self.sync.forward)
+        heard = self.sync.backward(total, value, batch)
+        if not math.isfinite(heard.loss):
+            raise Broken("loss", heard.loss, number + 1, cells=loss.broken())
+        if heard.mass:
+            self._shorten(number)
+        return heard
+
+    def _shorten(self, number: int) -> None:
+        """Clip the gradients."""
         norm = self.optimizer.clip(self.clip)
         if not math.isfinite(norm):
             broken = self.optimizer.broken(gradients=True)
             what, value = ("gradient", next(iter(broken.values()))) if broken else ("norm of the gradient", norm)
             raise Broken(what, value, number + 1, weights=list(broken))
-        return value
 
     def finish(self) -> None:
         """Tell the module that its weights have moved."""
         if self._after is not None:
             self._after()
 
-    def loss(self, batch: Batch) -> tuple[Loss, Tensor]:
+    def loss(self, batch: Batch, forward: Callable[[Batch], Any]) -> tuple[Loss, Tensor]:
         """What the module says of a batch, and the () total of it."""
         if batch.numbers.device != self.device:
             batch = batch.to(self.device)
-        with self._autocast():
-            loss: Loss = self.module(batch)
+        with self.sync.drawing(batch), self._autocast():
+            loss: Loss = forward(batch)
             return loss, loss.total()
 
     def validate(self, stream: Stream, steps: int) -> float:
@@ -152,23 +183,27 @@ class Stepper:
             DataError: when there are no rows.
         """
         loss = mass = 0.0
-        seed_step(self.seed, VALIDATION, self.device)
+        cells: list[int] = []
         self.module.eval()
         with torch.no_grad():
-            for batch, _ in stream.epoch(0):
+            for number, (batch, _) in enumerate(stream.epoch(0)):
                 share = mass_of(batch)
-                loss, mass = loss + share * self._loss(batch, "validation loss", steps)[1], mass + share
+                self.seed_for(batch, VALIDATION + number)
+                found, _, value = self._measured(batch, self.module)
+                cells = cells or ([] if math.isfinite(value) else found.broken())
+                loss, mass = loss + share * value, mass + share
         self.module.train()
+        loss, mass = self.sync.sums(loss, mass)
+        if not math.isfinite(loss):
+            raise Broken("validation loss", loss, steps, cells=cells)
         if not mass:
             raise DataError("no validation rows", "at least one", "validation=0 to train without")
         return loss / mass
 
-    def _loss(self, batch: Batch, what: str, step: int) -> tuple[Tensor, float]:
-        loss, total = self.loss(batch)
-        value = total.item()
-        if not math.isfinite(value):
-            raise Broken(what, value, step, cells=loss.broken())
-        return (total if loss.opposing is None else total + loss.opposing), value
+    def _measured(self, batch: Batch, forward: Callable[[Batch], Any]) -> tuple[Loss, Tensor, float]:
+        """The loss of a batch, what is to be minimized, and the value of the loss alone."""
+        loss, total = self.loss(batch, forward)
+        return loss, objective(loss, total), total.item()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision is None:

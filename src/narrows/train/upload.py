@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from narrows.schema import Batch, Stream
+from narrows.train.devices import fits
 
 
 class Uploaded:
@@ -28,6 +29,7 @@ class Uploaded:
     def __init__(self, stream: Stream, device: torch.device) -> None:
         self.stream, self.device = stream, device
         self.rows: int | None = stream.rows
+        self.common = stream.common
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
@@ -57,6 +59,14 @@ class Uploaded:
             for tensor in batch.tensors():  # its memory is not given back before the steps on it are done
                 tensor.record_stream(here)
         return batch
+
+
+def placed(rows: Batch, device: torch.device) -> Batch:
+    """Rows that training is to have in memory: on the device if they fit, else where they are, to be uploaded.
+
+    Bags stay with the CPU, which must count the entries of the rows that it takes.
+    """
+    return rows.to(device) if rows.sparse is None and fits(rows.nbytes, device) else rows
 
 
 def uploaded(stream: Stream, device: torch.device) -> Stream:
