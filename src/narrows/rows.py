@@ -27,6 +27,7 @@ from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream, one_row
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
+from narrows.stopwatch import spent, timed
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
 
@@ -124,9 +125,10 @@ class Rows:
         """One pass over the training rows; those held out are only checked. Several processes read a share each."""
         statistics, rows = Statistics(self.source.schema), 0
         with world.agreed():
-            for first, raw in self.source.shard(world.rank(), world.size()).batches():
+            for first, raw in timed("read", self.source.shard(world.rank(), world.size()).batches()):
                 rows += len(raw)
-                statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+                with spent("statistics"):
+                    statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
         statistics = merged(statistics, self.source.schema)
         self.total = rows = round(world.sums(rows)[0])
         if not rows:
@@ -292,11 +294,13 @@ class Rows:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
         thinned, at = Thinned(self._limit), 0
         source = self.source if self.resident else self.source.shard(world.rank(), world.size())
-        for first, raw in source.batches():
+        for first, raw in timed("read", source.batches()):
             if self.split is not None and not self.resident:  # the others are prepared when they are streamed
-                thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
+                with spent("prepare"):
+                    thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
                 continue
-            rows = self.preparer.prepare(raw, first)
+            with spent("prepare"):
+                rows = self.preparer.prepare(raw, first)
             if weight is not None:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
                 rows = replace(rows, weight=chunk)

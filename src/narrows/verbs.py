@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ from narrows.sources.reading import Reading, asides
 from narrows.sources.reshard import reshard as write_again
 from narrows.sources.source import naming, open_source
 from narrows.sources.write import write_rows
+from narrows.stopwatch import Stopwatch, spent, timing
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.evaluate import measure
@@ -96,19 +98,27 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
+    with timing() if running.profile else nullcontext() as profile:
+        model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
+        if launched()[0] == 0:
+            with spent("write"):
+                _save(model, out, folder)
     if launched()[0] == 0:
-        _save(model, out, folder)
-        _tell(model, out, folder, running.json)
+        _tell(model, out, folder, running.json, profile)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
 
 
-def _tell(model: Model, out: Path, folder: Path, json: bool) -> None:
-    """Say what was trained, what is wrong with it and what comes next."""
+def _tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch | None = None) -> None:
+    """Say what was trained, what is wrong with it, what comes next, and where the time went."""
     if json:
+        spent_on = {} if profile is None else {"profile": profile.to_json()}
         facts = {key: value for key, value in model.facts.items() if key != "records"}
         found = {"diagnosis": [finding.to_json() for finding in model.diagnosis]}
-        print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model), **found}, sort_keys=True))
+        print(
+            jsonlib.dumps(
+                {"model": str(out), "run": str(folder), **facts, **_best(model), **found, **spent_on}, sort_keys=True
+            )
+        )
         return
     say(f"{out}: {_sentence(model)}")
     for finding in model.diagnosis:
@@ -116,6 +126,18 @@ def _tell(model: Model, out: Path, folder: Path, json: bool) -> None:
             say(str(finding))
     first = "detect" if DETECT in model.parts else "evaluate"
     say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
+    if profile is not None:
+        Console().print(_profiled(profile))
+
+
+def _profiled(profile: Stopwatch) -> Table:
+    """A line for whatever took time."""
+    table = Table("where the time went", "seconds", "share", title="Profile")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what, seconds in profile.to_json().items():
+        table.add_row(what, f"{seconds:.2f}", f"{seconds / max(profile.total, 1e-9):.0%}")
+    return table
 
 
 def _save(model: Model, out: Path, folder: Path) -> None:
