@@ -8,7 +8,8 @@ import torch
 from narrows import Plan, Training, fit, open_source
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.fitting import default_epochs, default_latent
-from narrows.rows import Rows, Thinned
+from narrows.prepare.gathered import Thinned
+from narrows.rows import Rows
 from narrows.schema import Batch, Column, Schema
 from narrows.train.optimizers import step_work
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +73,11 @@ def configured(
 def main() -> None:
     """Run the command line and exit with its code; of several processes only rank 0 prints results and warnings."""
     warnings.showwarning = _say
-    if _rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process runs)
-    sys.exit(_code())
+    with ExitStack() as stack:
+        if _rank() > 0:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        code = _code()
+    sys.exit(code)
 
 
 def _code() -> int:

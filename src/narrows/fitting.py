@@ -28,6 +28,7 @@ from narrows.networks.dense import WIDEST
 from narrows.rows import Core, Prepared, Rows, wishes
 from narrows.schema import Schema, Stream, one_row
 from narrows.sources.source import Source, open_source
+from narrows.stopwatch import spent
 from narrows.tensorfile import pack, under, unpack
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
@@ -203,7 +204,8 @@ def _learn(model: Model, rows: Rows, learn: Mapping[str, Learner]) -> None:
     leads = world.rank() == 0
     with world.agreed(), world.alone():
         for name, learner in learn.items() if leads else ():  # in order: a later one may use what an earlier one learnt
-            model.parts[name] = parts[name] = learner(model, rows.prepared())
+            with spent(name):
+                model.parts[name] = parts[name] = learner(model, rows.prepared())
     if world.size() == 1:
         return
     named = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.tensors.items()}

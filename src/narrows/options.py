@@ -123,6 +123,9 @@ class Running:
     json: bool = False
     """Print the result as JSON."""
 
+    profile: bool = False
+    """Print where the time went: reading, preparing, steps, validation, writing, diagnosis."""
+
 
 def refuse_output(out: Path, *inputs: str | Path, suffix: str = "") -> None:
     """Find out before any work that a result may not be written to `out`.

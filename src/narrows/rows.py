@@ -19,14 +19,16 @@ from torch import Tensor
 from narrows import world
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.carried import merged
+from narrows.prepare.gathered import Filling, Thinned
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
 from narrows.prepare.words import TRANSFORMS
-from narrows.schema import KINDS, Batch, Kind, Schema, Sparse, Stream, one_row
+from narrows.schema import KINDS, Batch, Kind, Schema, Stream, one_row
 from narrows.sources.shuffle import Shuffle
 from narrows.sources.source import Source, naming, open_source
 from narrows.sources.split import Split
+from narrows.stopwatch import spent, timed
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
 from narrows.train.upload import placed
@@ -125,9 +127,10 @@ class Rows:
         """One pass over the training rows; those held out are only checked. Several processes read a share each."""
         statistics, rows = Statistics(self.source.schema), 0
         with world.agreed():
-            for first, raw in self.source.shard(world.rank(), world.size()).batches():
+            for first, raw in timed("read", self.source.shard(world.rank(), world.size()).batches()):
                 rows += len(raw)
-                statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+                with spent("statistics"):
+                    statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
         statistics = merged(statistics, self.source.schema)
         self.total = rows = round(world.sums(rows)[0])
         if not rows:
@@ -293,11 +296,13 @@ class Rows:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
         thinned, at = Thinned(self._limit), 0
         source = self.source if self.resident else self.source.shard(world.rank(), world.size())
-        for first, raw in source.batches():
+        for first, raw in timed("read", source.batches()):
             if self.split is not None and not self.resident:  # the others are prepared when they are streamed
-                thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
+                with spent("prepare"):
+                    thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
                 continue
-            rows = self.preparer.prepare(raw, first)
+            with spent("prepare"):
+                rows = self.preparer.prepare(raw, first)
             if weight is not None:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
                 rows = replace(rows, weight=chunk)
@@ -309,71 +314,6 @@ class Rows:
             if self.resident:
                 table.add(rows)
         return (table.batch if self.resident else None), thinned.batch()
-
-
-class Filling:
-    """A batch of a known number of rows, allocated once and filled in order, so that memory never doubles.
-
-    But for bags, whose entries are not known in advance: they are gathered and joined at the end.
-    """
-
-    def __init__(self, schema: Schema, rows: int, weighted: bool) -> None:
-        holes = any(column.holes and column.cells for column in schema)
-        codes = len(schema.levels)
-        self._batch = Batch(
-            torch.zeros(rows, schema.dense),
-            torch.zeros(rows, codes, dtype=torch.long),
-            torch.ones(rows, schema.dense + codes, dtype=torch.bool) if holes else None,
-            torch.ones(rows) if weighted else None,
-        )
-        self._bags: list[Sparse] = []
-        self.filled = 0
-
-    @property
-    def batch(self) -> Batch:
-        """All rows."""
-        return replace(self._batch, sparse=Sparse.concat(self._bags)) if self._bags else self._batch
-
-    def add(self, rows: Batch) -> None:
-        """Put rows behind those that are there."""
-        here = slice(self.filled, self.filled + len(rows))
-        pairs: list[tuple[Tensor | None, Tensor | None]] = [
-            (self._batch.numbers, rows.numbers),
-            (self._batch.codes, rows.codes),
-            (self._batch.seen, rows.seen),
-            (self._batch.weight, rows.weight),
-        ]
-        for whole, part in pairs:
-            if whole is not None and part is not None:
-                whole[here] = part
-        if rows.sparse is not None:
-            self._bags.append(rows.sparse)
-        self.filled += len(rows)
-
-
-class Thinned:
-    """At most so many rows of a stream: once there are too many, every second one is dropped, now and from then on."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.stride, self.met = limit, 1, 0
-        self.kept: list[Batch] = []
-
-    def add(self, rows: Batch) -> None:
-        """Take the rows whose turn it is."""
-        offset = -self.met % self.stride
-        self.met += len(rows)
-        if offset < len(rows):
-            # copies: a slice would keep all the rows that it leaves out in memory
-            self.kept.append(rows[torch.arange(offset, len(rows), self.stride)])
-        while sum(map(len, self.kept)) > self.limit:
-            whole = Batch.concat(self.kept)
-            self.kept = [whole[torch.arange(0, len(whole), 2)]]
-            self.stride *= 2
-
-    def batch(self) -> Batch | None:
-        """The rows kept, or None."""
-        kept = [batch for batch in self.kept if len(batch)]
-        return Batch.concat(kept) if kept else None
 
 
 def wishes(columns: Mapping[str, str]) -> tuple[dict[str, Kind], dict[str, str]]:

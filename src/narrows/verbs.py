@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
-from narrows.errors import DataError, NarrowsError
+from narrows.errors import DataError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
 from narrows.fitting import fit as fit_model
@@ -34,12 +35,12 @@ from narrows.sources.reading import Reading, asides
 from narrows.sources.reshard import reshard as write_again
 from narrows.sources.source import naming, open_source
 from narrows.sources.write import write_rows
+from narrows.stopwatch import spent, timing
 from narrows.tasks.baseline import Baseline
-from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.evaluate import measure
-from narrows.tasks.figures import figure
 from narrows.tasks.likelihood import log_likelihood
 from narrows.tasks.purposes import purpose_of
+from narrows.told import best, save, sentence, tell
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people
@@ -96,52 +97,14 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = open_source(data, reading=reading)
-    model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
+    with timing() if running.profile else nullcontext() as profile:
+        model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
+        if launched()[0] == 0:
+            with spent("write"):
+                save(model, out, folder)
     if launched()[0] == 0:
-        _save(model, out, folder)
-        _tell(model, out, folder, running.json)
+        tell(model, out, folder, running.json, profile)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
-
-
-def _tell(model: Model, out: Path, folder: Path, json: bool) -> None:
-    """Say what was trained, what is wrong with it and what comes next."""
-    if json:
-        facts = {key: value for key, value in model.facts.items() if key != "records"}
-        found = {"diagnosis": [finding.to_json() for finding in model.diagnosis]}
-        print(jsonlib.dumps({"model": str(out), "run": str(folder), **facts, **_best(model), **found}, sort_keys=True))
-        return
-    say(f"{out}: {_sentence(model)}")
-    for finding in model.diagnosis:
-        if finding.problem:
-            say(str(finding))
-    first = "detect" if DETECT in model.parts else "evaluate"
-    say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
-
-
-def _save(model: Model, out: Path, folder: Path) -> None:
-    """Write the model; where that fails, say that the training was not for nothing."""
-    try:
-        model.save(out)
-    except NarrowsError as error:
-        kept = f"{error.hint}; then the same command with --resume, since {folder} keeps the trained weights"
-        raise NarrowsError(error.got, error.wanted, kept if folder.is_dir() else error.hint) from error
-
-
-def _sentence(model: Model) -> str:
-    """One line on what was trained."""
-    facts = model.facts
-    rows, epochs = (f"{facts[word]:,} {word if facts[word] != 1 else word[:-1]}" for word in ("rows", "epochs"))
-    held = f" and {facts['validation_rows']:,} held out" if facts["validation_rows"] else ""
-    losses = ", ".join(f"{name} {figure(value)}" for name, value in _best(model).items())
-    ended = f"{epochs}, stopped by: {facts['reason']}"
-    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}; {ended}; {losses}"
-
-
-def _best(model: Model) -> dict[str, float]:
-    """Losses a row of the record whose weights were kept."""
-    records, best = model.facts["records"], model.facts["best"]
-    names = {"loss": "loss", "val_loss": "validation loss"}
-    return {} if best is None else {text: records[best][key] for key, text in names.items() if key in records[best]}
 
 
 def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:
@@ -341,7 +304,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "columns": model.schema.to_json(),
         "reading": model.reading.kept(),
         **training,
-        **_best(model),
+        **best(model),
         "diagnosis": [finding.to_json() for finding in model.diagnosis],
         "parts": sorted(model.parts),
     }
@@ -363,7 +326,7 @@ def _described(model: Model) -> dict[str, str]:
             if facts["reading"]
             else {}
         ),
-        "trained": _sentence(model),
+        "trained": sentence(model),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
         "diagnosis": _diagnosis(model),
         "parts": ", ".join(facts["parts"]),

@@ -87,19 +87,33 @@ def _form() -> None:
     here, count = launched()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store = next(iter(rendezvous("env://", here, count, timeout=PATIENCE)))[0]
+        store = _store(here, count)
         _meet(store, here, count)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = PrefixStore("narrows", store)
         dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=SILENCE)
         atexit.register(_leave)
-    except (RuntimeError, ValueError, OSError) as error:  # torch's own errors of networks and stores are RuntimeErrors
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+        KeyError,
+    ) as error:  # torch's own errors of networks and stores are RuntimeErrors
         if isinstance(error, NarrowsError):
             raise
         got = f"rank {here} of {count} cannot meet the others at {address} ({_first_line(error)})"
         raise WorldError(
             got, "a store that rank 0 or the launcher runs", "MASTER_ADDR, MASTER_PORT, the network"
         ) from None
+
+
+def _store(here: int, count: int) -> Any:
+    """Where all meet: torchrun's store, one for each time that it starts the processes, or else rank 0's own."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return next(iter(rendezvous("env://", here, count, timeout=PATIENCE)))[0]
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore  # type: ignore[attr-defined]  # public, but not in its list
+    return store(host, port, count, here == 0, PATIENCE, wait_for_workers=False)
 
 
 def _leave() -> None:

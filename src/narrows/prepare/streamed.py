@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from narrows.errors import DataWarning
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch
 from narrows.sources.shuffle import Shuffle
+from narrows.stopwatch import spent, timed
 
 AHEAD = 2  # parts that are read and not yet prepared
 FEW_LANES, MANY_WINDOWS = 4, 16  # from where on rows that are read in order are worth a warning
@@ -117,16 +119,20 @@ class Streamed:
         """Prepared windows, until nobody wants more; a part is prepared while the next is read."""
         with _worker("narrows-preparer") as preparer:
             parts: list[Future[Batch]] = []
-            for raw, end in self.shuffle.parts(number, position):
+            for raw, end in timed("read", self.shuffle.parts(number, position)):
                 if closed.is_set():
                     return
                 if len(parts) > AHEAD:
                     parts[-AHEAD].result()
-                parts.append(preparer.submit(self.preparer.prepare, raw))
+                parts.append(preparer.submit(self._prepared, raw))
                 if end is not None:
                     rows, order = Batch.concat([part.result() for part in parts]), torch.from_numpy(end.order)
                     parts = []
                     yield _Window(rows, order, end.position)
+
+    def _prepared(self, raw: pa.RecordBatch) -> Batch:
+        with spent("prepare"):
+            return self.preparer.prepare(raw)
 
     def _batches(self, window: _Window, before: dict[str, int], done: int) -> Iterator[tuple[Batch, dict[str, int]]]:
         """The batches of a window behind the first `done`."""

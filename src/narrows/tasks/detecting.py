@@ -19,7 +19,8 @@ from torch import Tensor
 
 from narrows.errors import DataError, FitWarning
 from narrows.fitted import Model, Part
-from narrows.rows import Prepared, Thinned
+from narrows.prepare.gathered import Thinned
+from narrows.rows import Prepared
 from narrows.schema import Batch, Schema
 from narrows.tasks.calibration import FEWEST, Calibration, fence, quantile
 from narrows.tasks.detect import Detector
