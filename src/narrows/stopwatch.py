@@ -89,11 +89,14 @@ def spent(what: str) -> AbstractContextManager[None]:
 
 def timed(what: str, items: Iterable[Item]) -> Iterator[Item]:
     """The items, and the seconds of waiting for each of them."""
-    iterator = iter(items)
+    return iter(items) if _watch is None else _awaited(what, iter(items))
+
+
+def _awaited(what: str, items: Iterator[Item]) -> Iterator[Item]:
     while True:
         with spent(what):
             try:
-                item = next(iterator)
+                item = next(items)
             except StopIteration:
                 return
         yield item

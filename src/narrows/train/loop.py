@@ -21,6 +21,7 @@ from torch import nn
 from narrows import world
 from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Stream
+from narrows.stopwatch import spent, timed
 from narrows.train.averaging import make_sync
 from narrows.train.checkpoint import FREE, RunFolder, shared
 from narrows.train.devices import denormals_as_zero, own_stream, tensor_float, threads_for
@@ -182,7 +183,7 @@ class _Run:
     def _train(self) -> None:
         place, history = self.state.place, self.state.history
         while not history.reason:
-            for batch, position in self.sync.epoch(self.stream, place.epoch, place.position):
+            for batch, position in timed("batches", self.sync.epoch(self.stream, place.epoch, place.position)):
                 done = self._done()
                 place.lr = self.peak * rate_share(self.training.schedule, done)
                 place.advance(position, self.stepper.step(batch, place.step, place.lr, done))
@@ -241,7 +242,7 @@ class _Run:
         loss, mass = self.sync.recorded(place.loss, place.mass)
         record |= {"loss": loss / mass, "lr": place.lr}
         if self.validation is not None:
-            with self.sync.looking():
+            with self.sync.looking(), spent("validate"):
                 record["val_loss"] = self.stepper.validate(self.validation, place.step)
         if self.training.tolerance is not None and (change := self.state.change()) is not None:
             record["change"] = change
@@ -307,7 +308,8 @@ class _Run:
         self.sync.settle()
         positions = self.sync.positions(self.state.place.position)
         if self.folder:
-            self.folder.save(self.state.facts(positions), self.state.tensors())
+            with spent("write"):
+                self.folder.save(self.state.facts(positions), self.state.tensors())
         now, every = time.monotonic(), self.training.checkpoint_every
         # A large state takes seconds to write: no more than a twentieth of the time is spent on that.
         self.due = now + (max(every, 19 * (now - began)) if every else 0.0)

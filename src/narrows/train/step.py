@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from narrows.errors import DataError
 from narrows.schema import Batch, Stream
+from narrows.stopwatch import spent
 from narrows.train.devices import choose_precision
 from narrows.train.optimizers import Optimizer
 from narrows.train.randomness import VALIDATION, seed_step
@@ -103,12 +104,14 @@ class Stepper:
             Broken: when the loss or the gradient is not finite; the weights have not moved then.
         """
         heard = self.learn(batch, number, done)
-        if heard.mass:
-            self.optimizer.step(lr)
-            self.finish()
-        else:
-            self.optimizer.forget()
-        self.sync.stepped()
+        with spent("update"):
+            if heard.mass:
+                self.optimizer.step(lr)
+                self.finish()
+            else:
+                self.optimizer.forget()
+        with spent("exchange"):
+            self.sync.stepped()
         return heard
 
     def settle(self, step: int) -> tuple[float, float]:
@@ -142,12 +145,15 @@ class Stepper:
             Broken: as `step`.
         """
         self.prepare(batch, number, done)
-        loss, total, value = self._measured(batch, self.sync.forward)
-        heard = self.sync.backward(total, value, batch)
+        with spent("forward"):
+            loss, total, value = self._measured(batch, self.sync.forward)
+        with spent("backward"):
+            heard = self.sync.backward(total, value, batch)
         if not math.isfinite(heard.loss):
             raise Broken("loss", heard.loss, number + 1, cells=loss.broken())
         if heard.mass:
-            self._shorten(number)
+            with spent("update"):
+                self._shorten(number)
         return heard
 
     def _shorten(self, number: int) -> None:
