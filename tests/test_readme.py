@@ -12,7 +12,18 @@ from test_cli import narrows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-STEPS = re.compile(r"```python\n(?P<code>.*?)```|^    narrows (?P<words>[^#\n]+)", re.MULTILINE | re.DOTALL)
+STEPS = re.compile(
+    r"```python\n(?P<code>.*?)```|^    narrows (?P<words>[^#\n]+)|^    torchrun (?P<launched>[^#\n]+)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def launched(words, folder):
+    """Run what torchrun is told to."""
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_in_it_runs_in_order(tmp_path, monkeypatch):
@@ -25,13 +36,17 @@ def test_everything_in_it_runs_in_order(tmp_path, monkeypatch):
         if step["code"]:
             exec(compile(step["code"], "README.md", "exec"), names)
             continue
+        if step["launched"]:
+            launched(step["launched"].split(), tmp_path)
+            continue
         words = step["words"].split()
         narrows(*words, cwd=tmp_path)
         made = words[words.index("--out") + 1] if "--out" in words else None
         assert made is None or (tmp_path / made).stat().st_size > 0
     assert list(names["again"].columns) == ["size", "rooms", "town"]
     assert names["again"]["rooms"].dtype.kind == "i" and names["codes"].shape == (100, 2)
-    assert (tmp_path / "homes.narrows").exists()
+    assert (tmp_path / "homes.narrows").exists() and (tmp_path / "wide.narrows").exists()
+    assert len(list(tmp_path.glob("codes-0000?-of-00002.parquet"))) == 2
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1797
 
 
