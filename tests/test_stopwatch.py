@@ -5,8 +5,8 @@ import threading
 import time
 
 import pytest
-from command import narrows
 
+from command import narrows
 from narrows.stopwatch import spent, timed, timing
 
 

@@ -22,7 +22,7 @@ from narrows.errors import WorldError
 from narrows.schema import Batch, Stream
 from narrows.train.settings import sync_of
 from narrows.train.state import Heard, mass_of
-from narrows.train.sync import STOP, Alone, Every, Several
+from narrows.train.sync import STOP, Alone, Every, Several, no_rows
 
 PULL = 0.9  # share of the way that all copies together pull the center each time, as in the source
 
@@ -49,6 +49,8 @@ class _Copies(Several):
         module: that is trained.
         steps: between two meetings.
     """
+
+    unanimous = False
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         super().__init__(module)
@@ -149,7 +151,7 @@ class Elastic(_Copies):
     ) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Own batches, for as long as all together have not seen the rows of an epoch; positions are not kept."""
         if self._batches is None:
-            self._batches = (each for own in count(number) for each in stream.epoch(own))
+            self._batches = _endless(stream, number)
         wanted = (number + 1) * (stream.rows or 1)
         self._seen = max(self._seen, number * (stream.rows or 1))
         while self._seen < wanted:
@@ -210,6 +212,17 @@ class Elastic(_Copies):
         else:
             self._asked(self._copy(), goodbye=True)
         super().close()
+
+
+def _endless(stream: Stream, number: int) -> Iterator[tuple[Batch, dict[str, int]]]:
+    """The batches of epochs from `number` on, one after the other."""
+    for epoch in count(number):
+        met = False
+        for each in stream.epoch(epoch):
+            met = True
+            yield each
+        if not met:
+            raise no_rows(epoch)
 
 
 class _Center(Thread):

@@ -42,14 +42,10 @@ def choose_device(name: str | None = None) -> torch.device:
     Raises:
         SettingError: for a name torch does not know, or a device that is not there.
     """
+    if torch.cuda.is_available() and launched()[1] > 1 and name in (None, "auto", "cuda"):
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     if name is None or name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return (
-            torch.device("cuda", local_rank() % torch.cuda.device_count())
-            if launched()[1] > 1
-            else torch.device("cuda")
-        )
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -152,6 +152,8 @@ class _Run:
                 raise
             warning = self._interrupted()
         except Broken as broken:
+            if not self.sync.unanimous:  # the others know nothing of it, and go on until this process is gone
+                raise TrainingError(f"the {broken.what} became {broken.value} at step {broken.step}") from None
             warning = self._diverged(broken)
         finally:
             self.bar.show(self.state.place)
@@ -160,6 +162,7 @@ class _Run:
         if self.validation is not None or self.state.history.reason == "diverged":
             self.state.restore_best()
         self.sync.close()
+        self.state.history = self.state.history.shared()
         return warning
 
     def _begin(self) -> None:

@@ -6,10 +6,12 @@ look at the end of each epoch, or after every 10,000 steps of longer ones; the t
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from narrows import world
 from narrows.train.optimizers import half_way
 from narrows.train.settings import Record, Training
 
@@ -36,6 +38,12 @@ class History:
     def best_record(self) -> Record | None:
         """The record of the weights that were kept."""
         return None if self.best is None else self.records[self.best]
+
+    def shared(self) -> History:
+        """Rank 0's, for all processes; itself where there is one."""
+        if world.size() == 1:
+            return self
+        return History(**json.loads(world.given(json.dumps(asdict(self)).encode())))
 
     def facts(self) -> dict[str, Any]:
         """What may stand in a model file: everything but the clock."""

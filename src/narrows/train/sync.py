@@ -37,10 +37,12 @@ class Alone:
     Attributes:
         leads: whether this process validates, records and writes.
         marches: whether all processes take the same steps at the same time.
+        unanimous: whether a step that breaks for one breaks for all.
     """
 
     leads = True
     marches = True
+    unanimous = True
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -133,8 +135,7 @@ class Several(Alone):
             yield batch, at
         while not self.over:
             if last is None:
-                got = f"rank {world.rank()} of {world.size()} has no rows in epoch {number + 1}"
-                raise WorldError(got, "rows for each", "fewer processes, or more and smaller files")
+                raise no_rows(number)
             yield last, at
 
     def seeds(self, seed: int, batch: Batch) -> int:
@@ -160,6 +161,12 @@ class Several(Alone):
         """Rank 0's weights and buffers for all."""
         for tensor in self.module.state_dict().values():
             world.same(tensor)
+
+
+def no_rows(epoch: int) -> WorldError:
+    """What a process says that has nothing to train on, in an epoch counted from 0."""
+    got = f"rank {world.rank()} of {world.size()} has no rows in epoch {epoch + 1}"
+    return WorldError(got, "rows for each", "fewer processes, or more and smaller files")
 
 
 class Every(Several):
