@@ -63,7 +63,7 @@ def start(job, folder, size=2, **environment):
     ]
 
 
-def ended(processes, folder, seconds=120):
+def ended(processes, folder, seconds=500):
     """Wait for them."""
     errors = [process.communicate(timeout=seconds)[1] for process in processes]
     files = [Path(folder) / f"{rank}.safetensors" for rank in range(len(processes))]

@@ -115,7 +115,7 @@ def test_a_killed_process_costs_nothing_but_time(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     command = [*torchrun, str(Path(__file__).with_name("group.py")), "killed", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
     alone = fit(table(600), Plan(latent=3, epochs=8, training=Training(batch_size=50))).module.state_dict()
