@@ -10,7 +10,7 @@ were seen; penalties look at the whole pass. Variants are other parts in the slo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
@@ -30,10 +30,11 @@ from narrows.schema import Batch
 
 @dataclass(frozen=True)
 class Loss:
-    """What a pass cost, cell by cell and term by term, not yet added up.
+    """What a pass cost, row by row and term by term, not yet added up.
 
     Args:
-        nll: (K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere.
+        costs: (K, [E,] B) negative log likelihood of each row's seen cells.
+        cells: gives `nll`, which training never looks at unless it is to say which cells broke.
         terms: name -> (K, [E,] B) what the latent asks of each row.
         weights: name -> weight of a term, such as beta for `kl`; terms without one weigh 1.
         rows: (B,) weight of each row, or None for equal ones.
@@ -42,7 +43,8 @@ class Loss:
         importance: whether the K samples are importance samples of one likelihood, in place of K losses to average.
     """
 
-    nll: Tensor
+    costs: Tensor
+    cells: Callable[[], Tensor]
     terms: dict[str, Tensor]
     weights: Mapping[str, float]
     rows: Tensor | None = None
@@ -50,9 +52,21 @@ class Loss:
     opposing: Tensor | None = None
     importance: bool = False
 
+    @classmethod
+    def of_cells(
+        cls, nll: Tensor, terms: dict[str, Tensor], weights: Mapping[str, float], rows: Tensor | None = None
+    ) -> Loss:
+        """The loss of cells that were looked at one by one."""
+        return cls(nll.sum(-1), lambda: nll, terms, weights, rows)
+
+    @property
+    def nll(self) -> Tensor:
+        """(K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere."""
+        return self.cells()
+
     def per_row(self) -> Tensor:
         """([E,] B) loss of each row: summed over cells and weighted terms, over samples the mean or -log mean exp."""
-        total = self.nll.sum(-1)
+        total = self.costs
         for name, term in self.terms.items():
             total = total + self.weights.get(name, 1.0) * term
         if len(total) == 1:
@@ -170,7 +184,7 @@ class AutoencoderModule(nn.Module):
         """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
         batch = batch.dense()
         code = self.encode(batch)
-        return Loss(-self._predict(code, batch).log_prob(batch), code.terms, self.weights, batch.weight)
+        return Loss.of_cells(-self._predict(code, batch).log_prob(batch), code.terms, self.weights, batch.weight)
 
     def likelihoods(self, batch: Batch, samples: int) -> Tensor:
         """(samples, [E,] B) log importance weights, log p(x, z) - log q(z|x) with z from q: none of them weighed.
@@ -209,10 +223,17 @@ class AutoencoderModule(nn.Module):
             if self.training and (opposing := penalty.opposing(passed)) is not None:
                 against.append(opposing)
         opposing = torch.stack(against).sum() if against else None
-        nll, importance = -p.log_prob(batch), self.objective.importance
-        if self.objective.shown != 1.0 and view.seen is not None:
-            nll = torch.where(view.seen, self.objective.shown * nll, nll)
-        return Loss(nll, code.terms, self.weights, batch.weight, scalars, opposing, importance)
+        cells = partial(self._cells, p, batch, view)
+        costs = p.cost(batch) if self.objective.shown == 1.0 or view.seen is None else cells().sum(-1)
+        importance = self.objective.importance
+        return Loss(costs, cells, code.terms, self.weights, batch.weight, scalars, opposing, importance)
+
+    def _cells(self, p: Prediction, batch: Batch, view: Batch) -> Tensor:
+        """(K, [E,] B, C) what each cell costs, those that were shown as the objective weighs them."""
+        nll = -p.log_prob(batch)
+        if self.objective.shown == 1.0 or view.seen is None:
+            return nll
+        return torch.where(view.seen, self.objective.shown * nll, nll)
 
     @property
     def autoregressive(self) -> bool:
