@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from narrows.model.entropy import CrossEntropy
 from narrows.model.families import Bernoulli, Gaussian, Huber, NegativeBinomial, Poisson, SquaredError, Student
 from narrows.model.likelihoods import Likelihood
+from narrows.networks.dense import Dense
 from narrows.schema import Batch, Column, Schema
 
 CELLS = 9
@@ -76,3 +77,12 @@ def test_rows_of_several_families_and_categories_cost_what_their_cells_cost(seen
     outputs = torch.randn(2, *([members] if members else []), 5, likelihood.width, generator=draw)
     p = likelihood(outputs)
     torch.testing.assert_close(p.cost(batch), -p.log_prob(batch).sum(-1))
+
+
+def test_a_stack_gives_what_its_layers_give_for_any_leading_axes():
+    (down, _), x = Dense((7, 5)).build(4, 3, 3, 4), torch.randn(2, 3, 6, 4)
+    wanted = x
+    for layer in down:
+        wanted = layer(wanted)
+    torch.testing.assert_close(down(x), wanted)
+    assert down(x[:, :, :0]).shape == (2, 3, 0, 3)

@@ -89,7 +89,7 @@ class Loss:
 def _mean(rows: Tensor, weight: Tensor | None) -> Tensor:
     """() the (weighted) mean of ([E,] B) over rows, summed over members."""
     if weight is None:
-        return rows.mean(-1).sum()
+        return rows.mean() if rows.ndim == 1 else rows.mean(-1).sum()
     # a batch may hold rows of weight 0 alone; it costs nothing then
     return (rows @ weight).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -129,7 +129,8 @@ class AutoencoderModule(nn.Module):
         self.latent, self.decoder, self.likelihood = latent, decoder, likelihood
         self.objective, self.penalties = objective, nn.ModuleList(penalties)
         self._done = 1.0
-        self._code: Code | None = None  # of the step that is being taken
+        self._code: Code | None = None  # of the step that is being taken, where the latent learns from it
+        self._learns = type(latent).update is not Latent.update
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch, with as many samples of each code as the objective asks for."""
@@ -137,7 +138,7 @@ class AutoencoderModule(nn.Module):
         view = self.corrupt(batch)
         objective = self.objective
         code = self._code_of(view, objective.samples, objective.importance)
-        if self.training:
+        if self.training and self._learns:
             self._code = code
         return self._loss(code, batch, view)
 

@@ -27,7 +27,7 @@ class CrossEntropy(torch.autograd.Function):
         return outputs.clamp_min(0.0).addcmul_(outputs, cells, value=-1.0).sub_(surer).sum(-1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """The gradient, `sigmoid(o) - x`."""
         chances, cells = ctx.saved_tensors

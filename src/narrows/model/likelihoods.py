@@ -169,8 +169,10 @@ class Likelihood(nn.Module):
 
     def _beside(self, outputs: Tensor, batch: Batch) -> Iterator[tuple[NumberFamily, Tensor, Tensor]]:
         """Each family, the outputs that are for it, and the cells."""
-        cells = batch.numbers if len(self.sizes) < 2 else batch.numbers[:, self.order]
-        return zip(self._families(), self._grouped(outputs), torch.split(cells, self.sizes, dim=1), strict=True)
+        if len(self.sizes) < 2:
+            return zip(self._families(), self._grouped(outputs), [batch.numbers], strict=False)
+        cells = torch.split(batch.numbers[:, self.order], self.sizes, dim=1)
+        return zip(self._families(), self._grouped(outputs), cells, strict=True)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Expected number cells, (..., N)."""
@@ -210,7 +212,8 @@ class Likelihood(nn.Module):
         return list(self.families)  # type: ignore[arg-type]
 
     def _grouped(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(outputs[..., : self.count], self.sizes, dim=-1)
+        numbers = outputs if self.categories is None else outputs[..., : self.count]
+        return (numbers,) if len(self.sizes) == 1 else torch.split(numbers, self.sizes, dim=-1)
 
     def _in_cell_order(self, parts: list[Tensor], outputs: Tensor) -> Tensor:
         """The families' values side by side, each in its cell's place."""
