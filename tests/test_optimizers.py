@@ -12,6 +12,7 @@ from torch import nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import MemberLinear
+from narrows.train.adam import FusedAdam
 from narrows.train.loop import train
 from narrows.train.optimizers import (
     DEFAULT_RATES,
@@ -63,6 +64,19 @@ def test_steps_are_those_of_torch(name):
         descend(ours, lambda: optimizer.step(0.02)), descend(theirs, lambda: peer.step()), strict=True
     ):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_fused_adam_is_that_of_torch_bit_for_bit_and_leaves_weights_without_gradients_alone(decay):
+    ours, theirs, betas = network(), network(), (0.5, 0.99)
+    optimizer = FusedAdam(ours.parameters(), lr=0.02, betas=betas, weight_decay=decay)
+    peer = torch.optim.AdamW(theirs.parameters(), lr=0.02, betas=betas, weight_decay=decay, fused=True)
+    for net in (ours, theirs):
+        net[0].weight.requires_grad = False
+    pairs = zip(descend(ours, optimizer.step), descend(theirs, peer.step), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    states = zip(optimizer.state.values(), peer.state.values(), strict=True)
+    assert all(torch.equal(mine[name], other[name]) for mine, other in states for name in other)
 
 
 def test_muon_is_torchs_muon_on_matrices_and_adamw_on_the_rest():

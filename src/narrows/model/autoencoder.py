@@ -10,7 +10,7 @@ were seen; penalties look at the whole pass. Variants are other parts in the slo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
@@ -30,10 +30,11 @@ from narrows.schema import Batch
 
 @dataclass(frozen=True)
 class Loss:
-    """What a pass cost, cell by cell and term by term, not yet added up.
+    """What a pass cost, row by row and term by term, not yet added up.
 
     Args:
-        nll: (K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere.
+        costs: (K, [E,] B) negative log likelihood of each row's seen cells.
+        cells: gives `nll`, which training never looks at unless it is to say which cells broke.
         terms: name -> (K, [E,] B) what the latent asks of each row.
         weights: name -> weight of a term, a number or (), such as beta for `kl`; terms without one weigh 1.
         rows: (B,) weight of each row, or None for equal ones.
@@ -42,7 +43,8 @@ class Loss:
         importance: whether the K samples are importance samples of one likelihood, in place of K losses to average.
     """
 
-    nll: Tensor
+    costs: Tensor
+    cells: Callable[[], Tensor]
     terms: dict[str, Tensor]
     weights: Mapping[str, float | Tensor]
     rows: Tensor | None = None
@@ -50,9 +52,21 @@ class Loss:
     opposing: Tensor | None = None
     importance: bool = False
 
+    @classmethod
+    def of_cells(
+        cls, nll: Tensor, terms: dict[str, Tensor], weights: Mapping[str, float | Tensor], rows: Tensor | None = None
+    ) -> Loss:
+        """The loss of cells that were looked at one by one."""
+        return cls(nll.sum(-1), lambda: nll, terms, weights, rows)
+
+    @property
+    def nll(self) -> Tensor:
+        """(K, [E,] B, C) negative log likelihood of each seen cell, 0 elsewhere."""
+        return self.cells()
+
     def per_row(self) -> Tensor:
         """([E,] B) loss of each row: summed over cells and weighted terms, over samples the mean or -log mean exp."""
-        total = self.nll.sum(-1)
+        total = self.costs
         for name, term in self.terms.items():
             total = total + self.weights.get(name, 1.0) * term
         if len(total) == 1:
@@ -75,7 +89,7 @@ class Loss:
 def _mean(rows: Tensor, weight: Tensor | None) -> Tensor:
     """() the (weighted) mean of ([E,] B) over rows, summed over members."""
     if weight is None:
-        return rows.mean(-1).sum()
+        return rows.mean() if rows.ndim == 1 else rows.mean(-1).sum()
     # a batch may hold rows of weight 0 alone; it costs nothing then
     return (rows @ weight).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -115,7 +129,8 @@ class AutoencoderModule(nn.Module):
         self.latent, self.decoder, self.likelihood = latent, decoder, likelihood
         self.objective, self.penalties = objective, nn.ModuleList(penalties)
         self._risen: dict[str, Tensor] = {}
-        self._code: Code | None = None  # of the step that is being taken
+        self._code: Code | None = None  # of the step that is being taken, where the latent learns from it
+        self._learns = type(latent).update is not Latent.update
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of a batch, with as many samples of each code as the objective asks for."""
@@ -123,7 +138,7 @@ class AutoencoderModule(nn.Module):
         view = self.corrupt(batch)
         objective = self.objective
         code = self._code_of(view, objective.samples, objective.importance)
-        if self.training:
+        if self.training and self._learns:
             self._code = code
         return self._loss(code, batch, view)
 
@@ -179,7 +194,7 @@ class AutoencoderModule(nn.Module):
         """The loss of a batch at the best guess of its codes: the same whenever it is asked."""
         batch = batch.dense()
         code = self.encode(batch)
-        return Loss(-self._predict(code, batch).log_prob(batch), code.terms, self.weights, batch.weight)
+        return Loss.of_cells(-self._predict(code, batch).log_prob(batch), code.terms, self.weights, batch.weight)
 
     def likelihoods(self, batch: Batch, samples: int) -> Tensor:
         """(samples, [E,] B) log importance weights, log p(x, z) - log q(z|x) with z from q: none of them weighed.
@@ -227,10 +242,17 @@ class AutoencoderModule(nn.Module):
             if self.training and (opposing := penalty.opposing(passed)) is not None:
                 against.append(opposing)
         opposing = torch.stack(against).sum() if against else None
-        nll, importance = -p.log_prob(batch), self.objective.importance
-        if self.objective.shown != 1.0 and view.seen is not None:
-            nll = torch.where(view.seen, self.objective.shown * nll, nll)
-        return Loss(nll, code.terms, self.weights, batch.weight, scalars, opposing, importance)
+        cells = partial(self._cells, p, batch, view)
+        costs = p.cost(batch) if self.objective.shown == 1.0 or view.seen is None else cells().sum(-1)
+        importance = self.objective.importance
+        return Loss(costs, cells, code.terms, self.weights, batch.weight, scalars, opposing, importance)
+
+    def _cells(self, p: Prediction, batch: Batch, view: Batch) -> Tensor:
+        """(K, [E,] B, C) what each cell costs, those that were shown as the objective weighs them."""
+        nll = -p.log_prob(batch)
+        if self.objective.shown == 1.0 or view.seen is None:
+            return nll
+        return torch.where(view.seen, self.objective.shown * nll, nll)
 
     @property
     def autoregressive(self) -> bool:

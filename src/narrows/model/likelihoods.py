@@ -9,7 +9,7 @@ squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -61,6 +61,10 @@ class Prediction:
     def log_prob(self, batch: Batch) -> Tensor:
         """Log likelihood of each cell, (K, [E,] B, C); exactly 0 where it was not seen."""
         return self.likelihood.log_prob(self.outputs, batch)
+
+    def cost(self, batch: Batch) -> Tensor:
+        """Minus the log likelihood of each row's seen cells, (K, [E,] B): `-log_prob(batch).sum(-1)`, sooner."""
+        return self.likelihood.cost(self.outputs, batch)
 
     def numbers(self) -> Tensor:
         """Expected number cells, (K, [E,] B, N)."""
@@ -147,14 +151,28 @@ class Likelihood(nn.Module):
 
     def log_prob(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Log likelihood of each cell, (..., B, C); exactly 0 where it was not seen."""
-        cells = batch.numbers if len(self.sizes) < 2 else batch.numbers[:, self.order]
-        groups = zip(self._grouped(outputs), torch.split(cells, self.sizes, dim=1), strict=True)
-        parts = [family.log_prob(*group) for family, group in zip(self._families(), groups, strict=True)]
+        parts = [family.log_prob(*group) for family, *group in self._beside(outputs, batch)]
         joined = self._in_cell_order(parts, outputs)
         if self.categories is not None:
             codes = self.categories.log_prob(outputs[..., self.count :], batch.codes)
             joined = torch.cat([joined, codes], dim=-1)
         return joined if batch.seen is None else joined.masked_fill(~batch.seen, 0.0)
+
+    def cost(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Minus the log likelihood of each row's seen cells, (..., B); see `Prediction.cost`."""
+        if batch.seen is not None:
+            return -self.log_prob(outputs, batch).sum(-1)
+        parts = [family.cost(*group) for family, *group in self._beside(outputs, batch)]
+        if self.categories is not None:
+            parts.append(-self.categories.log_prob(outputs[..., self.count :], batch.codes).sum(-1))
+        return sum(parts[1:], parts[0])
+
+    def _beside(self, outputs: Tensor, batch: Batch) -> Iterator[tuple[NumberFamily, Tensor, Tensor]]:
+        """Each family, the outputs that are for it, and the cells."""
+        if len(self.sizes) < 2:
+            return zip(self._families(), self._grouped(outputs), [batch.numbers], strict=False)
+        cells = torch.split(batch.numbers[:, self.order], self.sizes, dim=1)
+        return zip(self._families(), self._grouped(outputs), cells, strict=True)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Expected number cells, (..., N)."""
@@ -194,7 +212,8 @@ class Likelihood(nn.Module):
         return list(self.families)  # type: ignore[arg-type]
 
     def _grouped(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(outputs[..., : self.count], self.sizes, dim=-1)
+        numbers = outputs if self.categories is None else outputs[..., : self.count]
+        return (numbers,) if len(self.sizes) == 1 else torch.split(numbers, self.sizes, dim=-1)
 
     def _in_cell_order(self, parts: list[Tensor], outputs: Tensor) -> Tensor:
         """The families' values side by side, each in its cell's place."""

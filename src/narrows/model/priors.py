@@ -51,7 +51,7 @@ class Prior(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of codes that come as the numbers of a batch: minus their log density."""
-        return Loss(-self.log_prob(batch.numbers)[None, :, None], {}, {}, batch.weight)
+        return Loss.of_cells(-self.log_prob(batch.numbers)[None, :, None], {}, {}, batch.weight)
 
 
 @final

@@ -125,7 +125,7 @@ class Sequence(Prior):
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of entries that come as the codes of a batch: minus their log probability."""
-        return Loss(-self.log_chances(batch.codes)[None, :, None], {}, {}, batch.weight)
+        return Loss.of_cells(-self.log_chances(batch.codes)[None, :, None], {}, {}, batch.weight)
 
     @torch.no_grad()
     def sample(self, rows: int, temperature: float = 1.0) -> Tensor:

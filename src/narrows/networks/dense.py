@@ -138,7 +138,7 @@ class Dense:
         *pairs, last = pairwise(widths)
         added = sum(inside == outside for inside, outside in pairs) if self.residual else 0
         layers: list[nn.Module] = [self._hidden(inside, outside, added) for inside, outside in pairs]
-        return nn.Sequential(*layers, linear(*last, "identity", self.members))
+        return (nn.Sequential if self.members else Stack)(*layers, linear(*last, "identity", self.members))
 
     def _hidden(self, inputs: int, outputs: int, added: int) -> nn.Module:
         """One hidden layer, one of `added` that add to their input if it does."""
@@ -178,6 +178,15 @@ def linear(inputs: int, outputs: int, following: str, members: int | None) -> nn
     nn.init.normal_(layer.weight, std=deviation)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class Stack(nn.Sequential):
+    """Layers over the last axis that find the leading axes joined: each would else join and part them for itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last layer's outputs, with the leading axes that came."""
+        joined: Tensor = super().forward(x.flatten(0, -2) if x.ndim > 2 else x)  # type: ignore[no-untyped-call]
+        return joined.view(*x.shape[:-1], joined.shape[-1])
 
 
 class MemberLinear(nn.Module):

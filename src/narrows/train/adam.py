@@ -1,0 +1,66 @@
+"""Adam and AdamW by torch's fused kernel, without the bookkeeping that torch does around it.
+
+On the CPU it took 65 of 115 us for a network of four small layers, whose whole step takes under 1 ms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FusedAdam(torch.optim.AdamW):
+    """`torch.optim.AdamW(..., fused=True)`: the same numbers and state (Kingma & Ba 2015; Loshchilov & Hutter 2019).
+
+    Without weight decay it is Adam. Weights on another device than the CPU, and steps that are to move nothing where
+    `found_inf` is 1, are left to torch.
+
+    Args:
+        weights: or groups of weights.
+        settings: of `torch.optim.AdamW`.
+    """
+
+    def __init__(self, weights: Any, **settings: Any) -> None:
+        super().__init__(weights, **{"weight_decay": 0.0, "fused": True} | settings)
+        self.found_inf: Tensor | None = None
+        self._here = all(weight.is_cpu for group in self.param_groups for weight in group["params"])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every weight that has a gradient."""
+        if not self._here or self.found_inf is not None:
+            super().step(closure)
+            return
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._move(weights, [self.state[weight] or self._begun(weight) for weight in weights], group)
+
+    step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it, for a profiler and hooks: 30 us a step
+
+    def _move(self, weights: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            weights,
+            [weight.grad for weight in weights],  # type: ignore[misc]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _begun(self, weight: Tensor) -> dict[str, Tensor]:
+        """The state before the first step."""
+        names = ("exp_avg", "exp_avg_sq")
+        begun = self.state[weight] = {"step": torch.zeros(())} | {name: torch.zeros_like(weight) for name in names}
+        return begun
