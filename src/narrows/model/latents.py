@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
+from narrows.model.reparametrized import Reparametrized
 from narrows.networks.dense import activation
 from narrows.world import drawn
 
@@ -167,8 +168,9 @@ class Deterministic(Latent):
 class Gaussian(Latent):
     """A normal posterior with diagonal covariance under a standard normal prior (Kingma & Welling 2014).
 
-    Its term `kl` is KL(q(z|x) || p(z)) in closed form, or the log ratio of the two at each draw. Log variances are kept
-    within [-12, 12]: beyond, float32 exponentials would end a run that one bad row has thrown off.
+    Its term `kl` is KL(q(z|x) || p(z)) in closed form, or the log ratio of the two at each draw, whose gradient is that
+    of an importance-weighted bound (see `narrows.model.reparametrized`). Log variances are kept within [-12, 12]:
+    beyond, float32 exponentials would end a run that one bad row has thrown off.
 
     Args:
         size: numbers in the code of one row.
@@ -197,9 +199,12 @@ class Gaussian(Latent):
         mean, log_variance = features.float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-12.0, 12.0)
         noise = _noise(samples, mean) if samples else torch.zeros_like(mean)[None]
+        if ratio:
+            z, kl = Reparametrized.apply(mean, log_variance, noise)  # type: ignore[no-untyped-call]
+            return Code(z, {"kl": kl}, {}, Posterior(mean, log_variance))
         z = mean + (0.5 * log_variance).exp() * noise
         each = divergence(mean, log_variance)
-        kl = log_ratio(z, noise, log_variance) if ratio else each.expand(len(z), *each.shape)
+        kl = each.expand(len(z), *each.shape)
         scalars = {"free": spared(each, self.free)} if self.free and self.training else {}
         return Code(z, {"kl": kl.sum(-1)}, scalars, Posterior(mean, log_variance))
 

@@ -134,6 +134,8 @@ def vae(
 def iwae(samples: int = 5, likelihood: Words = "auto", augment: str = "") -> Slots:
     """A variational autoencoder with the importance-weighted bound of several codes a row (Burda et al. 2016).
 
+    The encoder learns by the doubly reparametrized gradient (Tucker et al. 2019), which more samples make no noisier.
+
     Args:
         samples: codes drawn for each row; more bring the bound nearer to the likelihood, and cost as many decodings.
         likelihood: of the number cells.
