@@ -38,14 +38,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kept import kept
+from curves import Chart, draw
+from kept import kept, put
 from link import ADDRESSES, DEVICE, inside, linked, why_not
 
 RESULTS = Path(__file__).parent / "results" / "network.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "network.png"
 WAYS = ("every", "local:8", "async")
 SLOWED, BATCH = 4.0, 512
-MARKS = "<!-- network -->", "<!-- /network -->"
+TITLES = {"link": "slow link", "slow": "one process slowed", "loopback": "loopback"}
 Runs = dict[str, dict[str, Any]]  # seed -> figures
 
 
@@ -174,18 +175,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
         seeds = sorted({seed for runs in experiment["ways"].values() for seed in runs})
         told = f"`{name}`: {experiment['conditions']}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, {results['date']}."
-        parts += [told, "", *lines, ""]
+        parts.append("\n".join([told, "", *lines, ""]))
     return "\n".join(parts)
-
-
-def fill(page: Path) -> None:
-    """Write the tables between the two marks of a page."""
-    told = markdown(json.loads(RESULTS.read_text()))
-    before, mark, rest = page.read_text().partition(f"{MARKS[0]}\n")
-    _, end, after = rest.partition(MARKS[1])
-    if not end:
-        raise SystemExit(f"{page} has no {' ... '.join(MARKS)}")
-    page.write_text(f"{before}{mark}\n{told}{end}{after}")
 
 
 @contextmanager
@@ -217,7 +208,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="page to write the kept figures into; nothing is run")
     asked = parser.parse_args()
     if asked.markdown:
-        fill(asked.markdown)
+        put(asked.markdown, "network", markdown(json.loads(RESULTS.read_text())))
         return
     experiments = asked.experiments or ["link", "slow"]
     if "link" in experiments and not asked.plain and (reason := why_not()):
@@ -243,11 +234,16 @@ def measure(experiment: str, asked: argparse.Namespace) -> None:
     Console(width=140).print(table)
     with kept(RESULTS, {"experiments": {}}, ("narrows", "torch", "numpy")) as results:
         results["experiments"][name] = {"conditions": conditions, "ways": ways}
-    draw(results)
+    picture(results)
 
 
-def draw(results: dict[str, Any]) -> None:
-    """The curves."""
+def picture(results: dict[str, Any]) -> None:
+    """Draw the curves of all experiments."""
+    charts = []
+    for name, experiment in results["experiments"].items():
+        curves = {way: [one["curve"] for one in runs.values()] for way, runs in experiment["ways"].items()}
+        charts.append(Chart(TITLES[name], "seconds", "loss of rows held out, log scale", curves))
+    draw(charts, PICTURE)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from kept import kept
+from kept import kept, put
 from narrows.files import atomic_folder
 
 RESULTS = Path(__file__).parent / "results" / "streaming.json"
@@ -208,17 +208,33 @@ def compare(folder: Path, seconds: float, repeat: int) -> dict[str, Any]:
     }
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """A column for each table."""
+    tables = dict(sorted(results["tables"].items(), key=lambda pair: int(pair[0])))
+    names = dict.fromkeys(name for figures in tables.values() for name in figures)
+    lines = ["| | " + " | ".join(f"{int(rows):,} rows" for rows in tables) + " |", "|---|" + "---|" * len(tables)]
+    for name in names:
+        cells = (f"{figures[name]:,}" if name in figures else "" for figures in tables.values())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    cores = results["machine"]["cores"]
+    return "\n".join([f"On {cores} cores, {results['date']}.", "", *lines, ""])
+
+
 def main() -> None:
     """Make the tables that are not there, measure, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=float, nargs="+", default=[5e6, 20e6])
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--markdown", type=Path, help="page to write the kept figures into; nothing is run")
     parser.add_argument("--measure", choices=list(BUDGETS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         print(json.dumps(measure(asked.data, asked.measure, asked.seconds)))
+        return
+    if asked.markdown:
+        put(asked.markdown, "streaming", markdown(json.loads(RESULTS.read_text())))
         return
     for rows in map(int, asked.rows):
         folder = asked.data / f"streaming-{rows}"
