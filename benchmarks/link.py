@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -119,6 +120,11 @@ def linked(megabits: float, milliseconds: float) -> Iterator[dict[str, float]]:
         milliseconds: from one end to the other.
     """
     carrier: subprocess.Popen[bytes] | None = None
+    if (Path("/run/netns") / SPACES[0]).exists():
+        raise SystemExit(
+            f"there is a namespace {SPACES[0]}: another run's, or left by one that was killed (ip netns del)"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the namespaces go, too
     try:
         for space in SPACES:
             ip("netns", "add", space)

@@ -53,7 +53,7 @@ Runs = dict[str, dict[str, Any]]  # seed -> figures
 # one process
 
 
-def work(data: Path, folder: Path, sync: str, epochs: int, seed: int, slowed: float) -> None:
+def work(data: Path, folder: Path, sync: str, rows: int, epochs: int, seed: int, slowed: float) -> None:
     """Train in this process, which is one of several; rank 0 leaves figures in the folder."""
     from narrows import Dense, Training, Watch
     from narrows.fitting import Plan, fit
@@ -64,8 +64,7 @@ def work(data: Path, folder: Path, sync: str, epochs: int, seed: int, slowed: fl
     training = Training(batch_size=BATCH, sync=sync, patience=None, checkpoint_every=1e9)
     plan = Plan(latent=32, network=Dense(hidden=(256,)), training=training, epochs=epochs, seed=seed)
     before = sent()
-    rows = mnist(data, "train").reshape(-1, 784)
-    model = fit(rows, plan, watch=Watch(folder / "run"))
+    model = fit(mnist(data, "train").reshape(-1, 784)[:rows], plan, watch=Watch(folder / "run"))
     if os.environ.get("RANK", "0") == "0":
         weights = sum(weight.numel() for weight in model.module.parameters())
         figures = {"weights": weights, "bytes": sent() - before, "rows": model.facts["records"][-1]["rows"]}
@@ -96,7 +95,7 @@ def sent() -> int:
 # one run
 
 
-def run(data: Path, sync: str, epochs: int, seed: int, slowed: float, apart: bool) -> dict[str, Any]:
+def run(data: Path, sync: str, rows: int, epochs: int, seed: int, slowed: float, apart: bool) -> dict[str, Any]:
     """Two processes from start to end."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -104,7 +103,7 @@ def run(data: Path, sync: str, epochs: int, seed: int, slowed: float, apart: boo
         common = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         processes = []
         for rank in range(2):
-            asked = [data, folder, sync, epochs, seed, slowed if rank == 1 else 1.0]
+            asked = [data, folder, sync, rows, epochs, seed, slowed if rank == 1 else 1.0]
             words = [sys.executable, __file__, "--work", *map(str, asked)]
             own = {"RANK": str(rank), "GLOO_SOCKET_IFNAME": f"{DEVICE}{rank}" if apart else "lo"}
             environment = os.environ | common | own
@@ -200,6 +199,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help="link, slow; both by default")
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--ways", nargs="+", default=WAYS, help="of Training.sync")
+    parser.add_argument("--rows", type=int, default=60_000, help="of MNIST; fewer are printed and not kept")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--megabits", type=float, default=100.0, help="a second, each way")
@@ -225,13 +225,15 @@ def measure(experiment: str, asked: argparse.Namespace) -> None:
         for seed in asked.seeds:
             for way in asked.ways:
                 slowed = SLOWED if experiment == "slow" else 1.0
-                ways[way][str(seed)] = run(asked.data, way, asked.epochs, seed, slowed, name == "link")
+                ways[way][str(seed)] = run(asked.data, way, asked.rows, asked.epochs, seed, slowed, name == "link")
                 print(name, way, seed, ways[way][str(seed)], flush=True)
     rows = summed(ways)
     table = Table(*rows[0], title=f"{name}: {conditions}")
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console(width=140).print(table)
+    if asked.rows < 60_000:
+        return
     with kept(RESULTS, {"experiments": {}}, ("narrows", "torch", "numpy")) as results:
         results["experiments"][name] = {"conditions": conditions, "ways": ways}
     picture(results)
@@ -249,6 +251,6 @@ def picture(results: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         data, folder, sync, *numbers = sys.argv[2:]
-        work(Path(data), Path(folder), sync, int(numbers[0]), int(numbers[1]), float(numbers[2]))
+        work(Path(data), Path(folder), sync, *map(int, numbers[:3]), float(numbers[3]))
     else:
         main()

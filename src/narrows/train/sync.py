@@ -37,10 +37,12 @@ class Alone:
     Attributes:
         leads: whether this process validates, records and writes.
         marches: whether all processes take the same steps at the same time.
+        pace: how many times as long as otherwise a step is.
     """
 
     leads = True
     marches = True
+    pace = 1.0
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
