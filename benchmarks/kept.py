@@ -1,4 +1,4 @@
-"""Results that are kept as they come: a file that several processes may add to, read and written whole."""
+"""Results that are kept as they come, in a file that several processes may add to; and put into pages of the docs."""
 
 from __future__ import annotations
 
@@ -43,3 +43,13 @@ def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterat
             written.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
     finally:
         os.close(folder)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Write a text between the marks `<!-- NAME -->` and `<!-- /NAME -->` of a page, in place of what stands there."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, mark, rest = page.read_text().partition(opening)
+    _, end, after = rest.partition(closing)
+    if not end:
+        raise SystemExit(f"{page} has no {opening.strip()} ... {closing}")
+    page.write_text(f"{before}{mark}\n{text}\n{end}{after}")

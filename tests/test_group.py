@@ -18,6 +18,7 @@ from narrows.fitting import Plan, fit
 from narrows.prepare.carried import packed, unpacked
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
+from narrows.train.averaging import Spring, pace
 from narrows.train.settings import Training
 
 
@@ -83,6 +84,20 @@ def test_copies_that_are_averaged_learn_nearly_as_well(both, way):
     assert not torch.equal(one, alone)
     assert one[-1, 1] < 0.75 * one[0, 1]
     assert one[-1, 1] < 1.5 * alone[-1, 1]
+
+
+@pytest.mark.parametrize("speeds", [[1, 1], [1, 4], [3, 1, 1, 2]])
+def test_a_center_gets_as_far_as_steps_in_common(speeds):
+    """All copies go one way, one step of a common batch of 1 for each copy's share, as often as they are fast."""
+    count = len(speeds)
+    spring, copies, steps = Spring(torch.zeros(1), count), [torch.zeros(1) for _ in speeds], 0
+    for turn in range(4000):
+        for place, speed in enumerate(speeds):
+            if turn % speed == 0:
+                copies[place] = copies[place] + pace(count)
+                copies[place] = copies[place] - spring.pull(copies[place])
+                steps += 1
+    assert spring.weights.item() == pytest.approx(steps / count, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["uneven", "single"])

@@ -188,7 +188,7 @@ class _Run:
         while not history.reason:
             for batch, position in timed("batches", self.sync.epoch(self.stream, place.epoch, place.position)):
                 done = self._done()
-                place.lr = self.peak * rate_share(self.training.schedule, done)
+                place.lr = self.sync.pace * self.peak * rate_share(self.training.schedule, done)
                 place.advance(position, self.stepper.step(batch, place.step, place.lr, done))
                 if place.steps >= LONG:
                     self._record()

@@ -38,11 +38,13 @@ class Alone:
         leads: whether this process validates, records and writes.
         marches: whether all processes take the same steps at the same time.
         unanimous: whether a step that breaks for one breaks for all.
+        pace: how many times as long as otherwise a step is.
     """
 
     leads = True
     marches = True
     unanimous = True
+    pace = 1.0
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
