@@ -8,7 +8,8 @@
 PYTHON is an interpreter with the packages of `requirements.txt`; what is not given is left out. In each round, with
 a seed of its own, every program trains in a fresh process, peers and ours in turn:
 
-- `keras`, `keras bf16`, `torch`, `pythae` (variational alone): as such programs are written (`programs/`);
+- `keras`, `keras bf16` (of the larger networks), `torch`, `pythae` (variational alone): as such programs are written,
+  in `programs/`;
 - `same`: Narrows with the network, optimizer, rate, batch and epochs of the Keras program: for steps a second;
 - `ours`: Narrows with the same widths and code, all else by default, until it has the validation loss that the Keras
   program of this round ended with (without Keras: the PyTorch loop): for the time to that loss.
@@ -49,6 +50,8 @@ PROGRAMS = Path(__file__).parent / "programs"
 OURS = ("same", "ours")
 ORDER = ("keras", "ours", "torch", "same", "keras bf16", "pythae")  # ours needs the loss of the first
 MEASURES = ("loss", "whole", "fit", "steps/s", "peak MB", "share")
+REPAYS_BFLOAT16 = 1e8  # operations of a step below which `keras bf16` is left out: its products are too small
+DRAWN = 1e-3  # share that a judged loss may be above the one reached: codes of a variational model are drawn
 LADDER = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128, 200)
 PLANNING_SEEDS = (0, 1)
 Run = dict[str, Any]
@@ -78,12 +81,14 @@ class Job:
             self.parts = self.parts[0][:2_000], self.parts[1][:500]
         self.held = prepared(self.parts[1])
         self.cells = self.held.shape[1]
+        self.shapes = timed.layers(self.system, self.cells)
 
     @property
     def programs(self) -> list[str]:
         """Those that can run, in their order."""
-        left_out = [] if timed.variational(self.system) else ["pythae"]
-        return [name for name in ORDER if script(name) in self.pythons and name not in left_out]
+        step = timed.step_flops(self.shapes, self.system.training.get("batch_size") or len(self.parts[0]))
+        suits = {"pythae": timed.variational(self.system), "keras bf16": step >= REPAYS_BFLOAT16}
+        return [name for name in ORDER if script(name) in self.pythons and suits.get(name, True)]
 
     def settings(self, program: str, seed: int, target: float) -> dict[str, Any]:
         """What a program is told; `target` is the loss that ours is to reach."""
@@ -145,27 +150,31 @@ def compared(job: Job, repeats: int) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {program: [] for program in job.programs}
     ceilings: list[Run] = []
     reference = "keras" if "keras" in runs else "torch"
+    rows = [len(part) for part in job.parts]
+    flops = timed.epoch_flops(job.shapes, *rows)
     for seed in range(repeats):
         ceilings.append(listened([sys.executable, str(PROGRAMS / "ceiling.py")])[1])
         for program in sorted(runs, key=lambda name: name != reference):
             target = runs[reference][-1]["loss"] if program == "ours" else 0.0
             found = job.run(program, job.settings(program, seed, target))
+            found["share"] = share(found, ceilings[-1], flops)
             if program == "ours":
-                found |= {"target": target, "reached": found["loss"] <= target * (1 + 1e-4)}
+                found |= {"target": target, "reached": found["loss"] <= target * (1 + DRAWN)}
             runs[program].append(found)
             print(job.name, program, seed, json.dumps(found), flush=True)
-    shapes, rows = timed.layers(job.system, job.cells), [len(part) for part in job.parts]
-    facts = {"rows": rows, "cells": job.cells, "epoch flops": timed.epoch_flops(shapes, *rows), "reference": reference}
-    facts |= {"batch": job.system.training.get("batch_size"), "planned": timed.PLANNED.get(job.name)}
-    return facts | {"runs": runs, "ceilings": ceilings, "figures": figures(runs, ceilings, facts["epoch flops"])}
+    facts = {"rows": rows, "cells": job.cells, "epoch flops": flops, "reference": reference}
+    facts |= {"batch": job.system.training.get("batch_size"), "planned": timed.PLANNED[job.name]}
+    return facts | {"runs": runs, "ceilings": ceilings, "figures": figures(runs)}
 
 
-def figures(runs: dict[str, list[Run]], ceilings: list[Run], flops: int) -> dict[str, dict[str, float]]:
+def share(run: Run, ceiling: Run, flops: int) -> float:
+    """What part of the ceiling a program reaches with so many operations an epoch."""
+    best = ceiling.get(run["precision"], ceiling["float32"])
+    return round(flops / run["epoch seconds"] / 1e9 / best, 4)
+
+
+def figures(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
     """Medians over rounds: measure -> program -> value."""
-    for found in runs.values():
-        for run, ceiling in zip(found, ceilings, strict=True):
-            best = ceiling.get(run["precision"], ceiling["float32"])
-            run["share"] = round(flops / run["epoch seconds"] / 1e9 / best, 4)
     return {m: {name: median(run[m] for run in found) for name, found in runs.items()} for m in MEASURES}
 
 

@@ -134,7 +134,10 @@ def test_tables_of_speed_show_medians_misses_and_who_is_ahead():
         "torch": [run_of(2, 0.01, precision="bfloat16")] * 3,
     }
     ceilings = [{"float32": 100.0, "bfloat16": 400.0}] * 3
-    figures = speed.figures(runs, ceilings, flops=10**10)
+    for found in runs.values():
+        for run in found:
+            run["share"] = speed.share(run, ceilings[0], flops=10**10)
+    figures = speed.figures(runs)
     assert figures["fit"] == {"keras": 20, "ours": 4, "same": 5, "torch": 2}
     assert figures["share"]["same"] == 0.2 and figures["share"]["torch"] == 0.125
     facts = {"batch": 32, "reference": "keras", "runs": runs, "ceilings": ceilings, "figures": figures}

@@ -31,32 +31,31 @@ def prepared(rows: np.ndarray) -> np.ndarray:
 
 
 class Stopwatch:
-    """Times since the process began, at least as long as Python itself took to start."""
+    """Times since the process began, as long ago as the kernel says."""
 
     def __init__(self) -> None:
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2]  # a name may hold spaces
         self._began = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
         self._times: dict[str, float] = {}
-        self._epochs = self._steps = self._first = 0
+        self._epochs: list[tuple[float, int]] = []  # time and steps so far at the end of each
+
+    def now(self) -> float:
+        """Seconds since the process began."""
+        return round(time.clock_gettime(time.CLOCK_BOOTTIME) - self._began, 4)
 
     def mark(self, moment: str) -> None:
         """Note the time of a moment: `loaded`, `fitted` or `saved`."""
-        self._times[moment] = round(time.clock_gettime(time.CLOCK_BOOTTIME) - self._began, 4)
+        self._times[moment] = self.now()
 
     def epoch(self, steps: int) -> None:
         """Note the end of an epoch, its validation included, and the steps made so far."""
-        self._epochs, self._steps = self._epochs + 1, steps
-        self._first = self._first or steps
-        self.mark("first epoch" if self._epochs == 1 else "last epoch")
+        self._epochs.append((self.now(), steps))
 
     def rates(self) -> dict[str, float]:
-        """Steps a second and seconds an epoch, of all epochs but the first, which compiles and warms up."""
-        times, epochs, steps = self._times, self._epochs - 1, self._steps - self._first
-        if not epochs:
-            times["last epoch"] = times["first epoch"]
-            epochs, steps = 1, self._steps
-        began = times["loaded"] if self._epochs == 1 else times["first epoch"]
-        seconds = times["last epoch"] - began
+        """Steps a second and seconds an epoch: without the first, which compiles and warms up, if there are more."""
+        first = self._epochs[0] if len(self._epochs) > 1 else (self._times["loaded"], 0)
+        seconds, steps = (last - before for last, before in zip(self._epochs[-1], first, strict=True))
+        epochs = max(1, len(self._epochs) - 1)
         return {"steps/s": round(steps / seconds, 3), "epoch seconds": round(seconds / epochs, 5)}
 
     def tell(self, loss: float, packages: tuple[str, ...], precision: str = "float32", **facts: Any) -> None:
@@ -70,7 +69,7 @@ class Stopwatch:
         """
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024
-        told = {"epochs": self._epochs, "steps": self._steps, "loss": float(loss), "peak MB": peak}
-        told |= {"precision": precision, **facts}
-        versions = {package: version(package) for package in packages}
-        print(json.dumps(self.rates() | self._times | told | {"versions": versions}), flush=True)
+        (first, _), (last, steps) = self._epochs[0], self._epochs[-1]
+        told = self._times | {"first epoch": first, "last epoch": last, "epochs": len(self._epochs), "steps": steps}
+        told |= self.rates() | {"loss": float(loss), "peak MB": peak, "precision": precision, **facts}
+        print(json.dumps(told | {"versions": {package: version(package) for package in packages}}), flush=True)
