@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= .
 DATA ?= ../shared/data
+PEERS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -40,7 +41,8 @@ test: check ## check, then the tests (under 10 minutes on 2 cores)
 proofs: $(INSTALLED) ## the long proofs: 10,000 damaged model files, 10,000 damaged input files
 	$(BIN)/pytest -m slow --override-ini addopts="-q --strict-markers --strict-config"
 
-bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/README.md); needs 3 GB of disk
+bench: $(INSTALLED) ## the benchmarks (see benchmarks/README.md) on the sets in DATA, with peers of the Python PEERS; 3 GB of disk
+	$(BIN)/python benchmarks/speed.py --data $(DATA) $(if $(PEERS),--keras $(PEERS) --peer $(PEERS))
 	$(BIN)/python benchmarks/seeds.py --data $(DATA)
 	$(BIN)/python benchmarks/kinds.py --data $(DATA)
 	$(BIN)/python benchmarks/streaming.py --data $(OUT)/streaming
@@ -52,6 +54,7 @@ bench: $(INSTALLED) ## the benchmarks, on the data sets in DATA (see benchmarks/
 	$(BIN)/python benchmarks/series_anomalies.py Narrows --data $(DATA)
 	$(BIN)/python benchmarks/blame.py --data $(DATA)
 	$(BIN)/python benchmarks/gpu.py --data $(DATA)
+	$(BIN)/python benchmarks/page.py
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) digits.narrows digits.run report.html

@@ -18,6 +18,8 @@ import torch
 
 from narrows.files import atomic
 
+VECTORS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
 
 @contextmanager
 def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -35,7 +37,7 @@ def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterat
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"versions": {}, **empty}
         yield results
         cores = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        results["machine"] = {"processor": platform.processor() or platform.machine(), **cores}
+        results["machine"] = {"processor": processor(), **cores}
         results["versions"] |= {found.name: found.version for found in distributions() if found.name in packages}
         results["date"] = datetime.now(UTC).date().isoformat()
         text = json.dumps(results, indent=1, sort_keys=True)
@@ -53,3 +55,13 @@ def put(page: Path, name: str, text: str) -> None:
     if not end:
         raise SystemExit(f"{page} has no {opening.strip()} ... {closing}")
     page.write_text(f"{before}{mark}\n{text}\n{end}{after}")
+
+
+def processor() -> str:
+    """Name of the processor, with the widest vectors it computes on where Linux tells."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    widest = next((name for flag, name in VECTORS.items() if flag in facts.get("flags", "").split()), None)
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({widest})" if widest else name

@@ -98,9 +98,9 @@ def markdown(variants: dict[str, Figures], speed: dict[str, Any]) -> str:
     return "\n\n".join(parts + ([seconds(speed)] if speed else [])) + "\n"
 
 
-def table(heading: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown, its first column to the left and all others to the right."""
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+def table(heading: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A table in Markdown, its first columns to the left and all others to the right."""
+    lines = [heading, [*["---"] * left, *["---:"] * (len(heading) - left)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -1,0 +1,253 @@
+"""The sections of `docs/benchmarks.md`, one for each file of results: what was measured, and its tables.
+
+A table is a function of what the file holds, and of nothing else. Bold is a peer's figure that beats ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import speed_tables
+from standings import OURS, compared, seconds, summary, table
+
+Results = dict[str, Any]
+KINDS = (  # what is measured, its key, the keys of what it stands beside
+    ("bits a character", "bits a character", ("order 3 bits",)),
+    ("perplexity", "perplexity", ("unigram", "LDA")),
+    ("nats a cell", "nats a cell", ("independent",)),
+    ("root squared error of logs", "log error", ("PCA log error",)),
+    ("squared error a row", "squared error a row", ("PCA a row",)),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page. Args: title: of it. command: of `benchmarks/` that fills the file. about: what was
+    measured. tables: results -> Markdown."""
+
+    title: str
+    command: str
+    about: str
+    tables: Callable[[Results], str]
+
+
+def beaten(ours: float, theirs: float | None, form: str = "{:.3f}", higher: bool = False) -> str:
+    """A peer's figure, bold where it is the better one; `-` where there is none."""
+    if theirs is None:
+        return "-"
+    ahead = theirs > ours if higher else theirs < ours
+    return f"**{form.format(theirs)}**" if ahead else form.format(theirs)
+
+
+def seeds(results: Results) -> str:
+    """The seed systems beside PCA."""
+    rows = []
+    for name, found in results["results"].items():
+        rows.append([name, found["stopped by"], f"{found['rows']:,}", str(found["epochs"]), f"{found['seconds']:.1f}"])
+        rows[-1] += [f"{found['ms a step']:.2f}", f"{found['test mse']:.5f}"]
+        rows[-1] += [beaten(found["test mse"], found["PCA mse"], "{:.5f}")]
+    heading = ["system", "stopped by", "rows", "epochs", "seconds", "ms a step", "test error", "PCA"]
+    return table(heading, rows, left=2)
+
+
+def kinds(results: Results) -> str:
+    """Every kind of data beside its yardstick."""
+    rows = []
+    for name, found in results["systems"].items():
+        measure, key, others = next(line for line in KINDS if line[1] in found)
+        beside = [f"{other.removesuffix(' a row')} {beaten(found[key], found[other])}" for other in others]
+        rows.append([name, measure, f"{found[key]:.3f}", ", ".join(beside), f"{found['seconds']:.0f}"])
+        rows[-1] += [str(found["peak MB"])]
+    return table(["system", "measure", OURS, "beside", "fit, s", "peak MB"], rows, left=2)
+
+
+def likelihood(results: Results) -> str:
+    """Nats of binarized MNIST, and seconds beside pythae."""
+    rows = []
+    for name, found in results["systems"].items():
+        if "nats" in found:
+            rows.append([name, f"{found['nats']:.2f} ± {found['error']:.2f}"])
+            rows[-1] += [beaten(found["nats"], found.get("published"), "{:.2f}"), f"{found['seconds'] / 60:.0f}"]
+            rows[-1] += [str(found[fact]) for fact in ("epochs", "threads", "peak MB")]
+    heading = ["model", "-log p(x), nats", "published", "minutes", "epochs", "threads", "peak MB"]
+    race = results["systems"].get("seconds")
+    return table(heading, rows) + (f"\n\n{beside_pythae(race)}" if race else "")
+
+
+def beside_pythae(race: Results) -> str:
+    """Seconds of twenty epochs."""
+    sides = [f"{name} {race[key]['seconds']:.1f} s" for name, key in ((OURS, "ours"), ("pythae", "pythae"))]
+    nats = f"ending at {race['ours']['nats']:.2f} and {race['pythae']['nats']:.2f} nats"
+    return f"Twenty epochs of the network: {', '.join(sides)}, {race['times sooner']:.2f} times sooner, {nats}."
+
+
+def denoising(results: Results) -> str:
+    """PSNR of photographs."""
+    methods, published = results["methods"], results["published"]
+    ours, rows = methods[OURS]["PSNR"], []
+    for name in dict.fromkeys([*methods, *published]):
+        known = methods.get(name, {})
+        spent = f"{known['seconds']:.1f}" if known else "-"
+        figures = (known.get("PSNR"), published.get(name))
+        rows.append([name, *(beaten(ours, figure, "{:.2f}", higher=True) for figure in figures), spent])
+    return table(["method", "PSNR", "published", "seconds"], rows)
+
+
+def probes(results: Results) -> str:
+    """Few labels, and masks."""
+    systems, ways = results["systems"], ("codes", "tuned", "raw", "pca")
+    rows = []
+    for name, found in systems.items():
+        for labels in numbered(found, " labels"):
+            cells = [probed(found[f"{labels} labels"], way, ways[:2]) for way in ways]
+            rows.append([name, str(found["code"]), str(labels), *cells])
+    text = table(["recipe", "code", "labels", "codes", "encoder tuned", "raw pixels", "PCA codes"], rows)
+    if "masks" not in systems:
+        return text
+    ways = ("codes iou", "patches iou", "untrained iou", "usual iou")
+    masks = systems["masks"]
+    rows = [
+        [str(shots), *(probed(masks[f"{shots} images"], way, ways[:1]) for way in ways)]
+        for shots in numbered(masks, " images")
+    ]
+    heading = ["masks", "codes", "raw patches", "untrained network", "no digit anywhere"]
+    return f"{text}\n\nDigits on photographs, pixel by pixel: intersection over union, %.\n\n{table(heading, rows)}"
+
+
+def numbered(found: Results, ending: str) -> list[int]:
+    """The numbers of the keys that are a number and this ending."""
+    return sorted(int(key.removesuffix(ending)) for key in found if key.endswith(ending))
+
+
+def probed(found: dict[str, list[float]], way: str, ours: Iterable[str]) -> str:
+    """Mean and spread; bold where a peer's mean is above all of ours."""
+    (value, spread), best = found[way], max(found[name][0] for name in ours)
+    text = f"{value:.1f} ± {spread:.1f}"
+    return f"**{text}**" if way not in ours and value > best else text
+
+
+def anomalies(results: Results) -> str:
+    """Standings of detectors, and seconds on large sets."""
+    variants = sorted(results["runs"], reverse=True)
+    parts = [summary(variant, compared(results["runs"][variant])) for variant in variants]
+    return "\n\n".join([*parts, seconds(results["speed"])])
+
+
+def series_anomalies(results: Results) -> str:
+    """VUS-PR of detectors on series."""
+    sets = results["means"]
+    rows = []
+    for system in sorted(next(iter(sets.values())), key=lambda name: name != OURS):
+        pairs = [(found[OURS]["all"], found[system]["all"]) for found in sets.values()]
+        spent = sum(found[system]["seconds"] for found in sets.values())
+        rows.append([system, *(beaten(*pair, higher=True) for pair in pairs), f"{spent:.0f}"])
+    heading = ["", *(f"{name.upper()} ({found[OURS]['series']})" for name, found in sets.items()), "seconds"]
+    return table(heading, rows)
+
+
+def blame(results: Results) -> str:
+    """Whether the wrong cell is blamed."""
+    wrong = {"shifted": "a number far off, or another level", "swapped": "the value of another row"}
+    rows = []
+    for how, text in wrong.items():
+        found = results["tables"]["mean"][how]
+        rows.append([text, f"{found['found']:.1%}", f"{found['blamed']:.1%}"])
+        rows[-1] += [beaten(found["blamed"], found["column alone"], "{:.1%}", higher=True)]
+    return table(["wrong cell", "rows found", "blamed first", "each column alone"], rows)
+
+
+def streaming(results: Results) -> str:
+    """Rows a second from Parquet beside memory."""
+    rows = [
+        [
+            f"{found[key]:,}"
+            for key in ("rows", "in memory rows/s", "streamed rows/s", "ratio", "peak MB", "without files")
+        ]
+        for found in results["results"]
+    ]
+    heading = ["rows", "in memory, rows/s", "streamed, rows/s", "ratio", "peak MB", "without libraries"]
+    return table(heading, rows)
+
+
+def pictures(results: Results) -> str:
+    """Figures that pages of recipes quote."""
+    rows = []
+    for name, found in results.items():
+        figures = ", ".join(f"{key} {value}" for key, value in found["figures"].items())
+        rows.append([name, f"`{found['command']}`", figures])
+    return table(["recipe", "command", "figures"], rows, left=3)
+
+
+SECTIONS = {
+    "speed": Section("Speed", "speed.py", speed_tables.ABOUT, speed_tables.speed),
+    "seeds": Section(
+        "Seed systems",
+        "seeds.py",
+        """Textbook autoencoders with the textbook's settings, on rows that took no part in training: mean squared
+        error a cell, cells in [0, 1]. `defaults` is `narrows fit IMAGES --latent 30` and nothing else.""",
+        seeds,
+    ),
+    "kinds": Section(
+        "Kinds of data",
+        "kinds.py",
+        """Images, series, sounds, counts, texts and bags of words, each by the usual measure of its field on test
+        rows; lower is better. One seed.""",
+        kinds,
+    ),
+    "likelihood": Section(
+        "Likelihood",
+        "likelihood.py vae iwae",
+        """MNIST, dynamically binarized, 5,000 importance samples for each test image; the network of Burda et al.
+        (2016), whose figures are after 3,280 epochs. One seed.""",
+        likelihood,
+    ),
+    "denoising": Section(
+        "Denoising",
+        "denoising.py",
+        """68 photographs (BSD68) with noise of sigma 25: mean PSNR in dB, the published one, and seconds for all of
+        them. Narrows trains for 15 minutes.""",
+        denoising,
+    ),
+    "probes": Section(
+        "What codes know",
+        "probes.py",
+        """Accuracy on MNIST's test images, %, of logistic regression from few labels: mean and spread over draws of
+        the labels.""",
+        probes,
+    ),
+    "anomalies": Section(
+        "Anomalies in tables",
+        "anomalies.py",
+        """ADBench's protocol, PyOD's detectors with their defaults on the same arrays; means over sets. Every set, and
+        what was chosen in view of what, is in [Anomalies](anomalies.md#standings).""",
+        anomalies,
+    ),
+    "series_anomalies": Section(
+        "Anomalies in series",
+        "series_anomalies.py",
+        "Mean VUS-PR over the series of each set, and seconds in all. Some settings were chosen on half of the series.",
+        series_anomalies,
+    ),
+    "blame": Section(
+        "Blame",
+        "blame.py",
+        """One wrong cell in each row, means over 16 tables: rows that were found, and of these the share whose wrong
+        cell is blamed first. How blame is shared was chosen with these tables in view.""",
+        blame,
+    ),
+    "streaming": Section(
+        "Streaming",
+        "streaming.py",
+        "The default network trained on tables of 32 numbers from Parquet files, beside rows in memory.",
+        streaming,
+    ),
+    "pictures": Section(
+        "Figures of the recipes",
+        "pictures.py",
+        """What the pages of [recipes](recipes/README.md) quote, each of one command and one seed; `of PCA` is the
+        squared error of PCA of the same size.""",
+        pictures,
+    ),
+}
