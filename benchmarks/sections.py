@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import network as network_tables
 import speed_tables
 from standings import OURS, compared, seconds, summary, table
 
@@ -160,15 +161,28 @@ def blame(results: Results) -> str:
 
 def streaming(results: Results) -> str:
     """Rows a second from Parquet beside memory."""
+    keys = ("in memory rows/s", "streamed rows/s", "ratio", "seconds before", "peak MB", "without files")
+    found = sorted((int(rows), figures) for rows, figures in results["tables"].items())
     rows = [
-        [
-            f"{found[key]:,}"
-            for key in ("rows", "in memory rows/s", "streamed rows/s", "ratio", "peak MB", "without files")
-        ]
-        for found in results["results"]
+        [f"{count:,}", *(f"{figures[key]:,}" if key in figures else "-" for key in keys)] for count, figures in found
     ]
-    heading = ["rows", "in memory, rows/s", "streamed, rows/s", "ratio", "peak MB", "without libraries"]
+    heading = ["rows", "in memory, rows/s", "streamed, rows/s", "ratio", "seconds before", "peak MB", "without files"]
     return table(heading, rows)
+
+
+def network(results: Results) -> str:
+    """Ways of several processes, each experiment under its conditions."""
+    return network_tables.markdown(results).strip()
+
+
+def gpu(results: Results) -> str:
+    """Epochs a second of a variational autoencoder, and shares of the peak, by GPU."""
+    rows = []
+    for name, found in sorted(results["gpus"].items()):
+        for system, figures in found.items():
+            if isinstance(figures, dict):
+                rows.append([name, system, ", ".join(f"{key} {value}" for key, value in figures.items())])
+    return table(["GPU", "system", "figures"], rows, left=3)
 
 
 def pictures(results: Results) -> str:
@@ -243,6 +257,14 @@ SECTIONS = {
         "The default network trained on tables of 32 numbers from Parquet files, beside rows in memory.",
         streaming,
     ),
+    "network": Section(
+        "Many processes",
+        "network.py",
+        """Two processes of one thread each, over a slow link and beside a slow partner: seconds to the same validation
+        loss by each way of `--sync`. [What each way costs](scale.md).""",
+        network,
+    ),
+    "gpu": Section("GPU", "gpu.py", "Beside a plain PyTorch loop, and as shares of the measured product peak.", gpu),
     "pictures": Section(
         "Figures of the recipes",
         "pictures.py",
