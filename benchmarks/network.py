@@ -167,7 +167,8 @@ def summed(ways: dict[str, Runs]) -> list[dict[str, Any]]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables, with the conditions."""
-    parts = []
+    told = "Measured, two processes of one thread each; losses are those of rows held out, all ways see as many rows."
+    parts = [told + "\n\n![Losses by seconds, each way](network.png)\n"]
     for name, experiment in results["experiments"].items():
         rows = summed(experiment["ways"])
         lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
