@@ -1,8 +1,11 @@
 """Several processes that train one model, each of them real: what they end with is held against one process."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from group import ALIKE, OTHERS, alike, ended, run, start, table
 from narrows import world
@@ -205,3 +209,16 @@ def test_statistics_travel_whole():
     prepared = [preparer.prepare(rows) for preparer in learnt]
     assert torch.allclose(prepared[0].numbers, prepared[1].numbers, atol=1e-6)
     assert torch.equal(prepared[0].codes, prepared[1].codes)
+
+
+def test_what_an_earlier_meeting_left_is_not_believed():
+    """A launcher's store outlives the processes that it starts anew."""
+    store = HashStore()
+    store.set("meeting", "earlier")
+    store.set("earlier/verdict", json.dumps({"words": {"1": "old"}, "wrong": ["rank 1 has torch 1", "2", "one"]}))
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(world._meet, store, 1, 2)
+        time.sleep(0.3)
+        assert not other.done()
+        first = pool.submit(world._meet, store, 0, 2)
+        assert first.result() == other.result() != "earlier"

@@ -14,6 +14,7 @@ import atexit
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from narrows.errors import NarrowsError, WorldError
 from narrows.launch import launched
 
 PATIENCE = timedelta(seconds=25)  # for the others to come: a launcher starts all at about the same time
+BLINK = 0.1  # seconds between two looks at the store
 MARGIN = timedelta(seconds=3)  # that others give rank 0 to say so
 SILENCE = timedelta(hours=6)  # between two words of a process that works: learning parts after training may take long
 MOST_DRAWN = 8  # processes up to which each draws the numbers of all, to use its own: beyond, that would be all it does
@@ -88,17 +90,12 @@ def _form() -> None:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         store = _store(here, count)
-        _meet(store, here, count)
+        meeting = _meet(store, here, count)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = PrefixStore("narrows", store)
+        store = PrefixStore(meeting, store)
         dist.init_process_group(backend, store=store, rank=here, world_size=count, timeout=SILENCE)
         atexit.register(_leave)
-    except (
-        RuntimeError,
-        ValueError,
-        OSError,
-        KeyError,
-    ) as error:  # torch's own errors of networks and stores are RuntimeErrors
+    except (RuntimeError, ValueError, OSError, KeyError) as error:  # those of torch's networks are RuntimeErrors
         if isinstance(error, NarrowsError):
             raise
         got = f"rank {here} of {count} cannot meet the others at {address} ({_first_line(error)})"
@@ -108,7 +105,7 @@ def _form() -> None:
 
 
 def _store(here: int, count: int) -> Any:
-    """Where all meet: torchrun's store, one for each time that it starts the processes, or else rank 0's own."""
+    """Where all meet: torchrun's store, the same each time that it starts the processes, or else rank 0's own."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return next(iter(rendezvous("env://", here, count, timeout=PATIENCE)))[0]
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -122,37 +119,59 @@ def _leave() -> None:
             dist.destroy_process_group()
 
 
-def _meet(store: Any, here: int, count: int) -> None:
-    """Wait for all others; rank 0 tells whether all came, and with its versions."""
-    store.set(f"here/{here}", json.dumps(_versions()))
+def _meet(store: Any, here: int, count: int) -> str:
+    """Wait for all others; rank 0 tells whether all came, and with its versions. What it called this meeting.
+
+    A launcher's store outlives the processes it starts anew, and what they left there: so rank 0 calls each meeting by
+    a new name, and a verdict holds only for those whose own word, new each time, it answers.
+    """
     if here == 0:
-        store.set("verdict", json.dumps(_verdict(store, count)))
-    try:
-        store.wait(["verdict"], PATIENCE + MARGIN)
-    except RuntimeError:
-        got = f"rank {here} of {count} waited {(PATIENCE + MARGIN).seconds} s for rank 0, which did not come"
-        raise WorldError(got, f"{count} processes", "what rank 0 said before it ended") from None
-    if verdict := json.loads(store.get("verdict")):
-        raise WorldError(*verdict)
+        meeting = secrets.token_hex(8)
+        store.set("meeting", meeting)
+        verdict = _verdict(store, meeting, count)
+        store.set(f"{meeting}/verdict", json.dumps(verdict))
+    else:
+        meeting, verdict = _judged(store, here, count)
+    if verdict["wrong"]:
+        raise WorldError(*verdict["wrong"])
+    return meeting
 
 
-def _verdict(store: Any, count: int) -> list[str]:
-    """What rank 0 has to say against the others: what came, what was wanted, what to try; empty if nothing."""
+def _judged(store: Any, here: int, count: int) -> tuple[str, dict[str, Any]]:
+    """The name of the meeting and rank 0's verdict, for the others."""
+    word, meeting, deadline = secrets.token_hex(8), "", time.monotonic() + (PATIENCE + MARGIN).total_seconds()
+    while time.monotonic() < deadline:
+        if store.check(["meeting"]) and (called := store.get("meeting").decode()) != meeting:
+            meeting = called
+            store.set(f"{meeting}/{here}", json.dumps({"word": word, **_versions()}))
+        if meeting and store.check([f"{meeting}/verdict"]):
+            verdict = json.loads(store.get(f"{meeting}/verdict"))
+            if verdict["words"].get(str(here)) == word:
+                return meeting, verdict
+        time.sleep(BLINK)
+    got = f"rank {here} of {count} waited {(PATIENCE + MARGIN).seconds} s for rank 0, which did not come"
+    raise WorldError(got, f"{count} processes", "what rank 0 said before it ended")
+
+
+def _verdict(store: Any, meeting: str, count: int) -> dict[str, Any]:
+    """What rank 0 has to say: the words of the others, and what is `wrong`: what came, what was wanted, what to try."""
+    words: dict[str, str] = {}
+    wrong: list[str] = []
     deadline = time.monotonic() + PATIENCE.total_seconds()
     for other in range(1, count):
         try:
-            store.wait([f"here/{other}"], timedelta(seconds=max(0.01, deadline - time.monotonic())))
+            store.wait([f"{meeting}/{other}"], timedelta(seconds=max(0.01, deadline - time.monotonic())))
         except RuntimeError:
             got = f"rank 0 of {count} waited {PATIENCE.seconds} s for rank {other}, which did not come"
-            return [got, f"{count} processes", f"what rank {other} said before it ended"]
-        for name, there in json.loads(store.get(f"here/{other}")).items():
+            wrong = wrong or [got, f"{count} processes", f"what rank {other} said before it ended"]
+            continue
+        told = json.loads(store.get(f"{meeting}/{other}"))
+        words[str(other)] = told.pop("word")
+        for name, there in told.items():
             if _versions()[name] != there:
-                return [
-                    f"rank {other} has {name} {there}",
-                    f"{_versions()[name]}, as rank 0",
-                    "one version on all nodes",
-                ]
-    return []
+                got, wanted = f"rank {other} has {name} {there}", f"{_versions()[name]}, as rank 0"
+                wrong = wrong or [got, wanted, "one version on all nodes"]
+    return {"words": words, "wrong": wrong}
 
 
 def _versions() -> dict[str, str]:

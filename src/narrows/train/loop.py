@@ -167,8 +167,9 @@ class _Run:
 
     def _begin(self) -> None:
         if self.watch.folder:
+            resume = any(world.sums(self.watch.resume))  # a launcher may tell only some that it started them again
             with world.agreed():
-                found = self.folder.read() if self.folder and self.watch.resume else None
+                found = self.folder.read() if self.folder and resume else None
             found = shared(found)
             if found:
                 self.state.load(*found, self.stream.common)
