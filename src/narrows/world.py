@@ -130,6 +130,9 @@ def _meet(store: Any, here: int, count: int) -> str:
         store.set("meeting", meeting)
         verdict = _verdict(store, meeting, count)
         store.set(f"{meeting}/verdict", json.dumps(verdict))
+        if verdict["wrong"]:  # the store may end with this process: first let the others hear it
+            with suppress(RuntimeError):
+                store.wait([f"{meeting}/heard/{other}" for other in verdict["words"]], MARGIN)
     else:
         meeting, verdict = _judged(store, here, count)
     if verdict["wrong"]:
@@ -147,6 +150,7 @@ def _judged(store: Any, here: int, count: int) -> tuple[str, dict[str, Any]]:
         if meeting and store.check([f"{meeting}/verdict"]):
             verdict = json.loads(store.get(f"{meeting}/verdict"))
             if verdict["words"].get(str(here)) == word:
+                store.set(f"{meeting}/heard/{here}", "")
                 return meeting, verdict
         time.sleep(BLINK)
     got = f"rank {here} of {count} waited {(PATIENCE + MARGIN).seconds} s for rank 0, which did not come"
