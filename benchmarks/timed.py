@@ -20,7 +20,19 @@ Parts = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
 PLAIN_DESCENT = ("gd", "sgd", "momentum")  # whose steps grow with the loss
 # Epochs that our schedule is told to plan: the fewest with which two seeds reached the loss of the Keras program on
 # development rows (`speed.py --plan SYSTEM`), of which none takes part in what is timed unless as a training row.
-PLANNED: dict[str, int] = dict.fromkeys(SYSTEMS, 5)
+# With shallow-128 none did, of up to 50: the default rate is too high there, and 5 came nearest.
+PLANNED = {
+    "shallow-128": 5,
+    "shallow-256": 2,
+    "deep-784": 2,
+    "deep-100": 8,
+    "descent-gd": 2,
+    "descent-sgd": 3,
+    "descent-momentum": 5,
+    "descent-adam": 20,
+    "vae": 5,
+    "wide": 2,
+}
 
 
 def parts(system: System, data: Path) -> Parts:
