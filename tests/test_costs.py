@@ -80,9 +80,9 @@ def test_rows_of_several_families_and_categories_cost_what_their_cells_cost(seen
 
 
 def test_a_stack_gives_what_its_layers_give_for_any_leading_axes():
-    (down, _), x = Dense((7, 5)).build(4, 3, 3, 4), torch.randn(2, 3, 6, 4)
+    down, x = Dense((7, 5)).build(4, 3, 3, 4)[0], torch.randn(2, 3, 6, 4)
     wanted = x
-    for layer in down:
+    for layer in down.children():
         wanted = layer(wanted)
     torch.testing.assert_close(down(x), wanted)
     assert down(x[:, :, :0]).shape == (2, 3, 0, 3)

@@ -38,7 +38,7 @@ WARM_UP = 0.2  # share of a one-cycle run in which the rate rises
 START = 0.04  # of the peak: where it rises from
 REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
 DWARFED = 8  # times the products of a step: MNIST's default network at 512 rows is at 3.5, 3,840 inputs at 64 at 37
-NEWTON_SCHULZ = 3  # steps; 5 cost two thirds more and gained nothing on the 784-1000-500-250-30 network
+NEWTON_SCHULZ = 3  # steps; 5 gained nothing on 784-1000-500-250-30, 2 of Amsel et al. (2025) were behind in equal time
 
 
 def rate_share(schedule: ScheduleName, done: float) -> float:
@@ -204,53 +204,67 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient; those of one shape are made orthogonal together.
+        """Move every matrix that has a gradient.
 
-        With a `found_inf` and a rate on the device, as torch's fused optimizers: none moves where that is 1.
+        Those of one shape are made orthogonal together, on whichever side they lie: in a mirrored autoencoder a layer
+        of the encoder and its counterpart of the decoder. With a `found_inf` and a rate on the device, as torch's fused
+        optimizers: none moves where that is 1.
         """
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(tuple(self._views.get(weight, weight.shape))[-2:], []).append(weight)
+                    alike.setdefault(tuple(sorted(self._view(weight)[-2:])), []).append(weight)
             for shape, weights in alike.items():
                 self._move(weights, shape, group)
 
+    step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it, for a profiler and hooks: 30 us a step
+
+    def _view(self, weight: Tensor) -> tuple[int, ...]:
+        return tuple(self._views.get(weight, weight.shape))
+
     def _move(self, weights: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
-        """Move weights that are stacks of matrices of one shape."""
-        ahead = [self._ahead(weight, group["momentum"]) for weight in weights]
-        if len(weights) == 1 and ahead[0].shape == shape:
-            updates = [orthogonal(ahead[0])]
-        else:
-            stacks = [gradient.reshape(-1, *shape) for gradient in ahead]
-            updates = list(torch.split(orthogonal(torch.cat(stacks)), [len(stack) for stack in stacks]))
-        for weight, update in zip(weights, updates, strict=True):
-            self._apply(weight, update.reshape(weight.shape), 0.2 * math.sqrt(max(shape)) * group["lr"], group)
+        """Move weights that are stacks of matrices of one shape (rows, columns), rows <= columns, or its transpose."""
+        turned = [self._view(weight)[-2:] != shape for weight in weights]
+        stacks = [
+            (gradient.reshape(-1, *shape[::-1]).mT if turn else gradient.reshape(-1, *shape))
+            for gradient, turn in zip(self._ahead(weights, group["momentum"]), turned, strict=True)
+        ]
+        joined = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
+        parts = torch.split(orthogonal(joined), [len(stack) for stack in stacks])
+        for weight, part, turn in zip(weights, parts, turned, strict=True):
+            update = (part.mT if turn else part).reshape(weight.shape)
+            self._apply(weight, update, 0.2 * math.sqrt(max(shape)) * group["lr"], group)
 
     def _apply(self, weight: Tensor, update: Tensor, rate: float | Tensor, group: dict[str, Any]) -> None:
         """Decay a weight and move it along its update."""
         decay = group["weight_decay"]
         if not isinstance(rate, Tensor):
-            weight.mul_(1 - group["lr"] * decay)
+            if decay:
+                weight.mul_(1 - group["lr"] * decay)
             weight.add_(update, alpha=-rate)
             return
         moved = torch.addcmul(weight * (1 - group["lr"] * decay) if decay else weight, update, rate, value=-1.0)
         weight.copy_(moved if self.found_inf is None else torch.where(self.found_inf == 1.0, weight, moved))
 
-    def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
-        """The gradient, averaged over steps and a step ahead (Nesterov)."""
-        gradient, state = cast(Tensor, weight.grad), self.state[weight]
-        if not state:
-            state["average"] = torch.zeros_like(weight)
-        average = state["average"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(average, momentum)
+    def _ahead(self, weights: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
+        """The gradients, averaged over steps and a step ahead (Nesterov)."""
+        gradients = [cast(Tensor, weight.grad) for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["average"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["average"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, averages, momentum)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Nearly the closest matrix with orthonormal rows or columns, all singular values near 1; of each, if stacked.
 
     A quintic Newton-Schulz iteration with the coefficients of Jordan et al. (2024): few steps, singular values
-    between about 0.7 and 1.2, those that were tiny still below.
+    between about 0.7 and 1.2, those that were tiny still below. They are first divided by the fourth root of the sum of
+    their fourth powers, which is at least the largest of them and, where many are alike, far nearer to it than the
+    usual root of the sum of squares, so that fewer stay tiny; it costs no product.
     """
     rows, columns = matrix.shape[-2:]
     wide = matrix if rows <= columns else matrix.mT
@@ -258,8 +272,11 @@ def orthogonal(matrix: Tensor) -> Tensor:
     if min(rows, columns) * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
         wide = wide.bfloat16()
     add_product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
-    for _ in range(NEWTON_SCHULZ):
+    for step in range(NEWTON_SCHULZ):
         gram = wide @ wide.mT
+        if not step:
+            size = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+            wide, gram = wide / size.sqrt(), gram / size
         wide = add_product(wide, add_product(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
     return wide if rows <= columns else wide.mT
 
