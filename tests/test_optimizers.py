@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,3 +275,17 @@ def test_clip_is_that_of_torch(limit):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_clip_tells_of_what_is_not_finite(bad):
     assert not math.isfinite(clip([torch.tensor([1.0, bad])], 1.0))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+def test_a_fit_does_not_import_torchs_compiler(optimizer):
+    """It takes longer than a small fit; torch's optimizers import it to be left alone by it."""
+    code = f"""
+import sys
+from small_run import small_run
+small_run("{optimizer}", None, epochs=1)
+assert "torch._dynamo" not in sys.modules
+import torch
+assert not hasattr(torch.optim.Optimizer.add_param_group.__wrapped__, "__dynamo_disable")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

@@ -9,6 +9,7 @@ What this file does not know: what stands at a position.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -193,9 +194,24 @@ class RecurrentDecoder(GridDecoder):
         return [(part, part) if lstm else part for part in hidden]
 
 
+class LongShortTerm(nn.LSTM):
+    """Torch's LSTM; in float32 under an autocast to bfloat16 that the processor has none of, which torch refuses."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, states: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As torch's."""
+        wide = x.is_cpu and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+            if wide:
+                x, states = x.float(), states and (states[0].float(), states[1].float())
+            said: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(x, states)
+        return said
+
+
 def recurrent(cell: Cell, inputs: int, units: int) -> nn.GRU | nn.LSTM:
     """One layer; orthogonal between states (Saxe et al. 2014), and an LSTM that starts by remembering."""
-    layer = (nn.GRU if cell == "gru" else nn.LSTM)(inputs, units, batch_first=True)
+    layer = (nn.GRU if cell == "gru" else LongShortTerm)(inputs, units, batch_first=True)
     weights = dict(layer.named_parameters())
     for gate in torch.split(weights["weight_hh_l0"].data, units):
         nn.init.orthogonal_(gate)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
-from narrows.train.adam import FusedAdam
+from narrows.train.adam import FusedAdam, without_compiler
 from narrows.train.devices import has_bfloat16
 from narrows.train.matrices import Uses, matrix_views
 from narrows.train.members import Stacks, clip_members, find_stacks, shorten_members
@@ -324,12 +324,13 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
         raise SettingError("a module without weights to train", "at least one parameter")
     stacks, opponents = find_stacks(module), opponents_of(module)
     axes = {weight: stacks.axes(weight) for weight in names if weight not in opponents}
-    parts = _parts(training, axes, matrix_views(module))
-    if opponents:
-        share = OPPONENTS_RATE / DEFAULT_RATES[training.optimizer]
-        # the averages of a game are short: what was right some steps ago is wrong now (Radford et al. 2016)
-        parts.append(FusedAdam(list(opponents), betas=(0.5, 0.99)))
-        parts[-1].param_groups[0]["share"] = share
+    with without_compiler():
+        parts = _parts(training, axes, matrix_views(module))
+        if opponents:
+            share = OPPONENTS_RATE / DEFAULT_RATES[training.optimizer]
+            # the averages of a game are short: what was right some steps ago is wrong now (Radford et al. 2016)
+            parts.append(FusedAdam(list(opponents), betas=(0.5, 0.99)))
+            parts[-1].param_groups[0]["share"] = share
     return Optimizer(parts, names, stacks, opponents)
 
 
