@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from narrows import Recipe
-from seeds import SYSTEMS, System, mnist, mnist_10k, mnist_all
+from seeds import System, mnist, mnist_10k, mnist_all
 
 Parts = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
 PLAIN_DESCENT = ("gd", "sgd", "momentum")  # whose steps grow with the loss
