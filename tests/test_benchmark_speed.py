@@ -29,15 +29,19 @@ def timed():
     return module("timed")
 
 
+def system_of(name):
+    return module("seeds").SYSTEMS[name]
+
+
 def peer(name, cells, timed):
     torch.manual_seed(0)
-    return module("torch_fit").Autoencoder(timed.peer_settings(timed.SYSTEMS[name], cells, 0))
+    return module("torch_fit").Autoencoder(timed.peer_settings(system_of(name), cells, 0))
 
 
 @pytest.mark.parametrize("name", ["shallow-128", "deep-784", "deep-100", "descent-adam", "wide", "vae"])
 def test_flops_of_a_step_and_of_an_epoch_are_those_that_torch_counts(timed, name):
     network, rows, cells = peer(name, 40, timed), torch.rand(32, 40), 40
-    shapes = timed.layers(timed.SYSTEMS[name], cells)
+    shapes = timed.layers(system_of(name), cells)
     with FlopCounterMode(display=False) as step:
         network.loss(rows).backward()
     with FlopCounterMode(display=False) as validation, torch.no_grad():
@@ -48,7 +52,7 @@ def test_flops_of_a_step_and_of_an_epoch_are_those_that_torch_counts(timed, name
 
 @pytest.mark.parametrize("name", ["descent-gd", "descent-sgd", "descent-momentum"])
 def test_a_peers_rate_moves_its_mean_loss_as_ours_moves_the_sum(timed, name):
-    system, network, rows = timed.SYSTEMS[name], peer(name, 30, timed), torch.rand(16, 30)
+    system, network, rows = system_of(name), peer(name, 30, timed), torch.rand(16, 30)
     theirs = torch.autograd.grad(network.loss(rows), network.parameters())
     sums = (network(rows)[0].sigmoid() - rows).square().sum(1).mean()
     ours = torch.autograd.grad(sums, network.parameters())
@@ -57,9 +61,13 @@ def test_a_peers_rate_moves_its_mean_loss_as_ours_moves_the_sum(timed, name):
         assert torch.allclose(rate * mean_gradient, system.lr * sum_gradient, rtol=1e-4, atol=1e-9)
 
 
+def test_every_system_has_epochs_to_plan(timed):
+    assert timed.PLANNED.keys() == module("seeds").SYSTEMS.keys()
+
+
 def test_adam_keeps_its_rate_and_a_threshold_is_stated_a_cell(timed):
-    assert timed.peer_settings(timed.SYSTEMS["descent-adam"], 100, 0)["lr"] == timed.SYSTEMS["descent-adam"].lr
-    assert timed.peer_settings(timed.SYSTEMS["descent-adam"], 100, 0)["stop"] == pytest.approx(0.021)
+    assert timed.peer_settings(system_of("descent-adam"), 100, 0)["lr"] == system_of("descent-adam").lr
+    assert timed.peer_settings(system_of("descent-adam"), 100, 0)["stop"] == pytest.approx(0.021)
 
 
 def test_nats_are_cross_entropy_and_divergence(timed):
@@ -91,7 +99,7 @@ def finished(program, settings, rows, folder, capsys):
 @pytest.mark.parametrize("program", ["torch_fit", "narrows_fit"])
 def test_programs_tell_the_loss_of_the_model_they_save(timed, program, name, tmp_path, capsys):
     images = (DRAW.random((200, 6, 6)) * 255).astype(np.uint8)
-    system, held = timed.SYSTEMS[name], images[150:].reshape(50, -1) / 255
+    system, held = system_of(name), images[150:].reshape(50, -1) / 255
     ours = program == "narrows_fit"
     settings = timed.same_settings(system, 1) if ours else timed.peer_settings(system, 36, 1)
     told, back = finished(program, settings | {"epochs": 3}, images, tmp_path, capsys)
@@ -104,7 +112,7 @@ def test_programs_tell_the_loss_of_the_model_they_save(timed, program, name, tmp
 
 def test_ours_stops_at_the_loss_it_was_given(timed, tmp_path, capsys):
     rows = (DRAW.random((200, 1)) * np.linspace(0.2, 1, 40)).astype(np.float32)  # one number tells all
-    system = timed.SYSTEMS["deep-100"]
+    system = system_of("deep-100")
     target = 0.5 * timed.summed(system, float(rows[150:].var()), 40)
     told, back = finished("narrows_fit", timed.our_settings(system, 0, target, 60), rows, tmp_path, capsys)
     assert told["reason"] == "loss" and told["epochs"] < 60
