@@ -139,7 +139,7 @@ def test_a_killed_process_costs_nothing_but_time(tmp_path):
     assert "exitcode: -9" in done.stderr
     alone = fit(table(600), Plan(latent=3, epochs=8, training=Training(batch_size=50))).module.state_dict()
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
-    same(alone, load_file(tmp_path / "0.safetensors"), 1e-5)
+    same(alone, load_file(tmp_path / "0.safetensors"), 1e-4)
 
 
 def test_another_version_is_refused(tmp_path):

@@ -62,7 +62,7 @@ def test_suspects_are_the_columns_of_most_blame_with_what_stands_there(model, fr
         most = sorted(by_column, key=by_column.get, reverse=True)[:4]
         assert [each.name for each in odd.suspects] == most[: len(odd.suspects)]
         assert [each.adds for each in odd.suspects] == [figure(by_column[each.name]) for each in odd.suspects]
-        assert odd.suspects[0].share == 100
+        assert odd.suspects[0].share == pytest.approx(100)
         for each in odd.suspects:
             if each.name in ("kind", "sort"):
                 assert each.value == frame[each.name][odd.index]
