@@ -77,4 +77,4 @@ class FailingAt(Resident):
 
 
 if __name__ == "__main__":
-    small_run(sys.argv[1], Path(sys.argv[2]), every=0.01, epochs=240)
+    small_run(sys.argv[1], Path(sys.argv[2]), every=0.01, epochs=160)

@@ -53,8 +53,8 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_not_been(t
     for optimizer, process in processes.items():
         kill_after_random_epoch(process, tmp_path / optimizer, rng)
     for optimizer in KILLED:
-        whole, expected = small_run(optimizer, None, every=60, epochs=240)
-        resumed, history = small_run(optimizer, tmp_path / optimizer, resume=True, every=60, epochs=240)
+        whole, expected = small_run(optimizer, None, every=60, epochs=160)
+        resumed, history = small_run(optimizer, tmp_path / optimizer, resume=True, every=60, epochs=160)
         assert same_bits(whole, resumed), optimizer
         assert history.facts() == expected.facts()
         lines = (tmp_path / optimizer / "metrics.jsonl").read_text().splitlines()
