@@ -1,7 +1,7 @@
 """The cross-entropy of binary cells, summed over each row, by a gradient of its own.
 
-What autograd makes of `softplus(o) - x o` passes over all cells nine times forward and six times backward, and takes
-the exponential twice. For 128 rows of 784 cells that is 0.9 ms of a step; this is 0.4 ms.
+Autograd keeps every term of `softplus(o) - x o` and goes back through each. For 128 rows of 784 cells, forward and
+backward, that is 1.0 ms on one AVX2 core; this is 0.8 ms.
 """
 
 from __future__ import annotations
