@@ -221,12 +221,8 @@ def same(tensor: Tensor) -> Tensor:
 
 def sums(*numbers: float) -> list[float]:
     """The sums over all processes, in float64."""
-    return numbers_of(added(torch.tensor(numbers, dtype=torch.float64)))
-
-
-def numbers_of(tensor: Tensor) -> list[float]:
-    """A vector as Python's numbers."""
-    return [float(number) for number in tensor.tolist()]
+    told: list[float] = added(torch.tensor(numbers, dtype=torch.float64)).tolist()
+    return told
 
 
 def gathered(message: bytes) -> list[bytes]:

@@ -157,12 +157,8 @@ class Stretch(Source):
 
     def __init__(self, whole: Source, rank: int, size: int) -> None:
         self._whole = whole
-        self.name, self.schema, self.open_bytes, self.reading = (
-            whole.name,
-            whole.schema,
-            whole.open_bytes,
-            whole.reading,
-        )
+        self.name, self.schema, self.open_bytes = whole.name, whole.schema, whole.open_bytes
+        self.reading = whole.reading
         counts = {piece: _counted(whole, piece) for piece in whole.pieces}
         total, begun = sum(counts.values()), 0
         self._ranges: dict[int, tuple[int, int]] = {}

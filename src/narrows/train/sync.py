@@ -198,7 +198,7 @@ class Every(Several):
         entries = total.new_tensor([mass, mass * value, len(batch) * (mass > 0), *words], dtype=torch.float32)
         (mass * total + self._ledger.entries @ entries).backward()  # type: ignore[no-untyped-call]
         count = world.size()
-        mass, summed, rows, word, self._heard_seconds = world.numbers_of(count * self._ledger.taken())
+        mass, summed, rows, word, self._heard_seconds = (count * self._ledger.taken()).tolist()
         self._word, self._saying = round(word), 0
         self.over = self.over or mass == 0
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
