@@ -21,7 +21,7 @@ ALLOWED = {
     "findings": {"errors"},
     "launch": {"errors"},
     "stopwatch": set(),
-    "world": {"errors", "launch"},
+    "world": {"errors", "launch", "stopwatch"},
     "schema": {"errors"},
     "files": {"errors"},
     "tensorfile": {"errors", "files"},

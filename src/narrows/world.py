@@ -30,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from narrows.errors import NarrowsError, WorldError
 from narrows.launch import launched
+from narrows.stopwatch import spent
 
 PATIENCE = timedelta(seconds=25)  # for the others to come: a launcher starts all at about the same time
 BLINK = 0.1  # seconds between two looks at the store
@@ -62,7 +63,8 @@ def together() -> Iterator[None]:
     before = _together
     if launched()[1] > 1 and not before:
         if not dist.is_initialized():
-            _form()
+            with spent("meet"):
+                _form()
         _together = True
     try:
         yield

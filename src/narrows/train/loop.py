@@ -81,7 +81,8 @@ def train(
         raise SettingError(f"lr={lr}", "a number above 0, or None")
     rate = None if lr is None else float(lr)
     training = settled(training, module, training.step_rows(stream.rows))
-    run = _Run(module, (stream, validation), training.plain(), int(epochs), rate, int(seed), watch or Watch())
+    with spent("set up"):
+        run = _Run(module, (stream, validation), training.plain(), int(epochs), rate, int(seed), watch or Watch())
     with run.settled():
         warning = run.run()
     if warning:
