@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from narrows.estimators import Autoencoder, Generator
     from narrows.fitted import Model, load
     from narrows.fitting import Plan
+    from narrows.imputer import Imputer
     from narrows.model.recipe import Recipe
     from narrows.networks.choice import Network
     from narrows.networks.conv import Conv
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from narrows.tasks.diagnosis import fit
     from narrows.tasks.evaluate import evaluate
     from narrows.tasks.generate import generate, interpolate
+    from narrows.tasks.impute import impute
+    from narrows.tasks.pooling import Pooled, pooled_means
     from narrows.tasks.prior import keep_prior, learn_prior, prior_of
     from narrows.tasks.probe import Probe, probe
     from narrows.tasks.verdicts import detect
@@ -55,11 +58,13 @@ _HOMES = {
     "Denoiser": "narrows.denoiser",
     "Dense": "narrows.networks.dense",
     "Generator": "narrows.estimators",
+    "Imputer": "narrows.imputer",
     "Model": "narrows.fitted",
     "ModelFileError": "narrows.errors",
     "NarrowsError": "narrows.errors",
     "Network": "narrows.networks.choice",
     "Plan": "narrows.fitting",
+    "Pooled": "narrows.tasks.pooling",
     "Probe": "narrows.tasks.probe",
     "Reading": "narrows.sources.reading",
     "Recipe": "narrows.model.recipe",
@@ -76,12 +81,14 @@ _HOMES = {
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
     "generate": "narrows.tasks.generate",
+    "impute": "narrows.tasks.impute",
     "interpolate": "narrows.tasks.generate",
     "keep_prior": "narrows.tasks.prior",
     "learn_baseline": "narrows.tasks.baseline",
     "learn_prior": "narrows.tasks.prior",
     "load": "narrows.fitted",
     "open_source": "narrows.sources.source",
+    "pooled_means": "narrows.tasks.pooling",
     "prior_of": "narrows.tasks.prior",
     "probe": "narrows.tasks.probe",
     "write_rows": "narrows.sources.write",
@@ -95,11 +102,13 @@ __all__ = [
     "Denoiser",
     "Dense",
     "Generator",
+    "Imputer",
     "Model",
     "ModelFileError",
     "NarrowsError",
     "Network",
     "Plan",
+    "Pooled",
     "Probe",
     "Reading",
     "Recipe",
@@ -117,12 +126,14 @@ __all__ = [
     "evaluate",
     "fit",
     "generate",
+    "impute",
     "interpolate",
     "keep_prior",
     "learn_baseline",
     "learn_prior",
     "load",
     "open_source",
+    "pooled_means",
     "prior_of",
     "probe",
     "write_report",

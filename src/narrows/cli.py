@@ -34,11 +34,12 @@ JOBS = {
     "detect": "Anomalies among rows: scores, p-values, which rows stand out, and why.",
     "follow": "Scores of steps of a series as they arrive on standard input, a line of JSON for each.",
     "generate": "New rows like those of training; or rows between rows.",
+    "impute": "Rows with their holes filled: by what is expected there, or by draws.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
 }
 
-SHARED = {"fit", "encode", "decode", "reconstruct", "detect"}  # that several processes do together; else rank 0 alone
+SHARED = {"fit", "encode", "decode", "reconstruct", "detect", "impute"}  # done by all processes; others by rank 0
 
 app = App(
     name="narrows",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
@@ -127,5 +128,5 @@ class AnomalyDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
         check_is_fitted(self)
         return framed(detect(self.model_, self._rows(X, reset=False), explain=True, alarms=alarms), like=X)
 
-    def _purpose(self) -> Purpose:
+    def _purpose(self, schema: pa.Schema) -> Purpose:
         return detection(self.contamination, self.all_normal)

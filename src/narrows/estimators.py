@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
@@ -26,11 +26,8 @@ from narrows.networks.choice import Network
 from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source, open_source
 from narrows.tasks.denoise import denoise
-from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.generate import generate
-from narrows.tasks.prior import PART as PRIOR
-from narrows.tasks.prior import learn_prior
-from narrows.tasks.purposes import Purpose
+from narrows.tasks.purposes import Purpose, generation
 from narrows.train.settings import Training, Watch
 
 
@@ -108,10 +105,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
         folder = None if run is None else Path(run)
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
-        purpose = self._purpose()
+        source = open_source(rows)
+        purpose = self._purpose(source.schema)
         given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules, "watch": watch}
-        source, plan = open_source(rows), purpose.settle(self._plan())
-        self.model_ = fit(source, plan, learn=purpose.learn, core=purpose.core, **given)
+        self.model_ = fit(source, purpose.settle(self._plan()), learn=purpose.learn, core=purpose.core, **given)
         self.history_ = self.model_.facts["records"]
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
@@ -166,8 +163,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_is_fitted(self)
         self.model_.save(path)
 
-    def _purpose(self) -> Purpose:
-        """What the estimator asks of a fit, beside what its parameters say."""
+    def _purpose(self, schema: pa.Schema) -> Purpose:
+        """What the estimator asks of a fit of rows of this schema, beside what its parameters say."""
         return Purpose()
 
     def _rows(self, X: Any, reset: bool) -> Any:
@@ -230,10 +227,12 @@ class Generator(Autoencoder):
     """An autoencoder that makes new rows.
 
     Args:
-        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        latent: numbers in a row's code; None chooses by the recipe.
         hidden: as in `Autoencoder`.
-        recipe: `vae`, whose codes lie together; others do as well, since where codes lie is learnt.
-        prior: `mixture`, `flow`, `sequence` (for discrete codes), or `auto`, which tries what suits.
+        recipe: `auto` takes `conditional` for tables, which makes rows cell by cell, and `vae` for images, series and
+            the like. Others do as well, since where codes lie is learnt.
+        prior: of codes, unused by `conditional`: `mixture`, `flow`, `sequence` (for discrete codes), or `auto`, which
+            tries what suits.
         network: as in `Autoencoder`, and so the rest.
         epochs: passes over the rows.
         lr: learning rate.
@@ -244,7 +243,7 @@ class Generator(Autoencoder):
         verbose: 0 silent, 1 a progress bar, 2 a line an epoch.
     """
 
-    recipe: str = "vae"
+    recipe: str = "auto"
     prior: str = "auto"
 
     def sample(
@@ -270,8 +269,8 @@ class Generator(Autoencoder):
         check_is_fitted(self)
         return self._container(generate(self.model_, n_samples, random_state, where=where, temperature=temperature))
 
-    def _purpose(self) -> Purpose:
-        return Purpose(learn={**LEARNT, PRIOR: partial(learn_prior, kind=self.prior)})
+    def _purpose(self, schema: pa.Schema) -> Purpose:
+        return generation(schema, self.recipe, self.prior)
 
 
 def _beyond_scikit_learn(X: Any) -> bool:

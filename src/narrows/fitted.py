@@ -186,7 +186,7 @@ class Model:
 
     def rows(self, codes: Tensor) -> pa.RecordBatch:
         """The rows that (B, code_size) codes stand for; as many at a time as their cells leave room for."""
-        step = max(self.block_rows, OUTPUTS // self.schema.outputs // self.block_rows * self.block_rows)
+        step = max(self.block_rows, OUTPUTS // self.outputs // self.block_rows * self.block_rows)
         starts = range(0, max(1, len(codes)), step)
         parts = [self.preparer.restore(*self.cells(codes[start : start + step])) for start in starts]
         return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
@@ -210,7 +210,12 @@ class Model:
     @property
     def block_rows(self) -> int:
         """Rows of a pass: as many as leave room for what the decoder says."""
-        return max(1, min(BLOCK, OUTPUTS // self.schema.outputs))
+        return max(1, min(BLOCK, OUTPUTS // self.outputs))
+
+    @property
+    def outputs(self) -> int:
+        """Numbers by which the decoder tells a row."""
+        return self.module.likelihood.width
 
     def blocks(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
         """What `work` makes of rows, on the CPU; it gets them in blocks of one size, where the module is.

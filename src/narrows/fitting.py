@@ -167,6 +167,8 @@ def _trained(
         # the user's own modules stay as they are: a second fit begins where the first began
         module, network = assemble(recipe, schema, latent, network, copy.deepcopy(modules))
     module.latent.check(rows.count)
+    if module.likelihood.learns:
+        module.likelihood.learn(rows.sampled())
     stream, held = rows.streams(device, weight, core)
     model = Model(rows.preparer, module.to(device), recipe, latent, None if modules else network, {})
     about = _about(rows, recipe, latent, network)

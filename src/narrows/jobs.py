@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, s
 from narrows.errors import SettingError
 from narrows.fitted import Model
 from narrows.launch import launched
-from narrows.options import Applying, Drawing, Flat, refuse_output
+from narrows.options import Applying, Drawing, Flat, Imputing, refuse_output
 from narrows.sources.lines import read_steps
 from narrows.sources.reading import asides
 from narrows.sources.source import Source
@@ -27,7 +28,9 @@ from narrows.sources.writefiles import write_files
 from narrows.tasks.digest import Digest
 from narrows.tasks.generate import Generation, interpolate
 from narrows.tasks.heat import picture_field, pictured, pictures
+from narrows.tasks.impute import DRAW, Imputation
 from narrows.tasks.labelled import Task
+from narrows.tasks.pooling import Means, means_table
 from narrows.tasks.prior import keep_prior
 from narrows.tasks.probe import probe as probe_model
 from narrows.tasks.steps import StepVerdicts, means
@@ -188,6 +191,49 @@ def probe(
         print(jsonlib.dumps(found.to_json(), sort_keys=True))
     else:
         Console().print(found.table())
+
+
+def impute(
+    model: Path,
+    data: str,
+    *,
+    out: Path,
+    imputing: Annotated[Imputing | None, Flat] = None,
+    json: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> None:
+    """Rows with their holes filled; what was there stays as it was.
+
+    Args:
+        model: a .narrows file of `fit --for impute`, or of a variational recipe.
+        data: rows with the columns of the training data.
+        out: .parquet, .csv or .jsonl. With --draws all draws of a stretch of rows follow each other.
+        json: print what was filled as JSON, and with --draws the pooled means.
+    """
+    refuse_output(out := own_part(out), model, data)
+    asked, fitted = imputing or Imputing(), model_of(model, applying)
+    source = own_rows(rows_of(fitted, data, applying))
+    settings = {"draws": asked.draws, "interval": asked.interval, "seed": asked.seed, "add_indicator": asked.indicator}
+    work = Imputation(fitted, **settings)  # type: ignore[arg-type]
+    means = Means([column.name for column in work.alone])
+    rows = (_counted(part, means) for part in work.of(source)) if asked.draws else work.of(source)
+    write_rows(out, rows, work.schema(source))
+    pooled = means.pooled() if (asked.draws or 0) > 1 and work.rows > 1 else {}
+    if json:
+        facts = {"rows": work.rows, "filled": work.filled}
+        facts |= {"means": {name: asdict(mean) for name, mean in pooled.items()}} if pooled else {}
+        print(jsonlib.dumps(facts, sort_keys=True))
+        return
+    if pooled:
+        Console().print(means_table(pooled))
+    cells, of = sum(work.filled.values()), work.rows * len(work.filled)
+    say(f"{out}: {work.rows:,} rows, {cells:,} of {of:,} values filled")
+
+
+def _counted(rows: pa.RecordBatch, means: Means) -> pa.RecordBatch:
+    if len(rows):
+        means.add(int(rows.column(DRAW)[0].as_py()), rows)
+    return rows
 
 
 def generate(

@@ -19,13 +19,13 @@ class Choices:
     """What to train."""
 
     recipe: str | None = None
-    """plain, linear, denoising, masked, sparse, topk, contractive, vae, iwae, hierarchical, tcvae, vq, fsq, wae, aae or
-    vaegan, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`; by default plain, or what `--for`
-    would choose."""
+    """plain, linear, denoising, masked, conditional, sparse, topk, contractive, vae, iwae, hierarchical, tcvae, vq,
+    fsq, wae, aae or vaegan, with arguments as in `vae:beta=4` or `plain:likelihood.pay=gaussian`; by default plain, or
+    what `--for` would choose."""
 
     job: Annotated[str | None, Parameter(name="--for")] = None
-    """What the model is for, generate, denoise or detect: chooses a recipe where none is given, and learns what the job
-    needs beside."""
+    """What the model is for, generate, denoise, detect or impute: chooses a recipe where none is given, and learns what
+    the job needs beside."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""
@@ -59,6 +59,23 @@ class Detecting:
 
     all_normal: bool = False
     """The data holds no anomalies: train on all rows, not on those that look most ordinary."""
+
+
+@dataclass
+class Imputing:
+    """How holes are filled."""
+
+    draws: int | None = None
+    """Complete the rows so many times, each numbered in a column `draw`; by default once, by what is expected."""
+
+    interval: float | None = None
+    """Add columns NAME_low and NAME_high, between which a missing number lies with this chance, such as 0.9."""
+
+    indicator: bool = False
+    """Add a column NAME_missing for each column that had holes in training."""
+
+    seed: int = 0
+    """Of the draws."""
 
 
 @dataclass

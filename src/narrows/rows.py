@@ -102,7 +102,7 @@ class Rows:
                     "no column has anything to learn from",
                     "at least one with values, which for texts must not differ in every row",
                 )
-        self.count, self.fingerprint = statistics.rows, statistics.fingerprint()
+        self.count, self.fingerprint, self.sample = statistics.rows, statistics.fingerprint(), statistics.sample
         self.row_bytes = row_bytes(self.preparer.schema, self.preparer.entries)
         self.resident = self.count * self.row_bytes <= training.budget
         self.batch_size = self._step_rows()
@@ -251,6 +251,19 @@ class Rows:
             return
         for first, raw in self.source.batches():
             yield self.preparer.prepare(raw if self.split is None else _without(raw, self.split.held_out(raw, first)))
+
+    def sampled(self) -> Tensor:
+        """(R, N) prepared number cells of some training rows, NaN where missing and in columns that are not sampled."""
+        schema = self.preparer.schema
+        columns = [c for c in schema if c.kind in ("number", "count") and not c.grid and c.name in self.sample.names]
+        cells = {column.name: self.sample.cells(column.name)[:, : column.width] for column in columns}
+        rows = max((len(found) for found in cells.values()), default=0)
+        raw = torch.full((rows, schema.dense), torch.nan, dtype=torch.float64)
+        for name, found in cells.items():
+            raw[:, schema.spans[name]] = torch.from_numpy(found).double()
+        prepared = torch.full((rows, schema.numbers), torch.nan)
+        prepared[:, : schema.dense] = self.preparer.scaling(raw).masked_fill(raw.isnan(), torch.nan)
+        return prepared
 
     @property
     def held(self) -> int:

@@ -33,7 +33,7 @@ from narrows.report.page import report as write_report
 from narrows.report.sections import layers
 from narrows.sources.reading import Reading, asides
 from narrows.sources.reshard import reshard as write_again
-from narrows.sources.source import naming, open_source
+from narrows.sources.source import Source, naming, open_source
 from narrows.sources.write import write_rows
 from narrows.stopwatch import spent, timing
 from narrows.tasks.baseline import Baseline
@@ -75,8 +75,9 @@ def fit(
         transformer: settings of transformers.
     """
     choices, detecting, running = choices or Choices(), detecting or Detecting(), running or Running()
-    purpose = purpose_of(choices.job, detecting.contamination, detecting.all_normal)
     refuse_output(out, data, suffix=".narrows")
+    source = _training_rows(data, reading or Reading(), training)
+    purpose = purpose_of(choices.job, source.schema, choices.recipe, detecting.contamination, detecting.all_normal)
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,
         latent=choices.latent,
@@ -92,11 +93,6 @@ def fit(
     )
     folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume or restarted(), verbose=running.verbose)
-    reading = reading or Reading()
-    in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
-    if training and training.time and in_time and reading.stamp is None:
-        reading = replace(reading, stamp=training.time)
-    source = open_source(data, reading=reading)
     with timing() if running.profile else nullcontext() as profile:
         model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
         if launched()[0] == 0:
@@ -105,6 +101,14 @@ def fit(
     if launched()[0] == 0:
         tell(model, out, folder, running.json, profile)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
+
+
+def _training_rows(data: str, reading: Reading, training: Training | None) -> Source:
+    """The source of the rows to train on; series are in the order of the column that the split is by."""
+    in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
+    if training and training.time and in_time and reading.stamp is None:
+        reading = replace(reading, stamp=training.time)
+    return open_source(data, reading=reading)
 
 
 def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:

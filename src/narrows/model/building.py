@@ -248,6 +248,9 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
     if bags or schema.cells > MOST_CELLS:
         got = f"network='transformer' for rows of {schema.cells:,} cells" + (" with bags" if bags else "")
         raise SettingError(got, f"at most {MOST_CELLS:,} cells, none of them a bag's", "network='dense'")
+    if likelihood.count != schema.numbers:
+        got = "network='transformer' over the cells of a table with the likelihood bins"
+        raise SettingError(got, "the likelihood auto or mse", "network='dense'")
     if network.transformer.autoregressive:
         raise SettingError("autoregressive=True over the cells of a table, which have no order", "a series or a text")
     width = network.transformer.width

@@ -194,6 +194,23 @@ class PatchMasking(Corruption):
         return draw > draw.kthvalue(hidden, dim=1, keepdim=True).values
 
 
+class Hiding(Corruption):
+    """Hides of each row a share of its own, evenly drawn from none to all cells.
+
+    The network so learns to tell any cells from any others, and a first one from nothing (Ivanov et al. 2019; Strauss &
+    Oliva 2021): what it takes to fill holes of every pattern, and to make a row cell by cell.
+    """
+
+    hides = True
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with fewer cells seen."""
+        cells = batch.numbers.shape[1] + batch.codes.shape[1]
+        share = drawn(torch.rand, len(batch), 1, device=batch.numbers.device)
+        shown = drawn(torch.rand, len(batch), cells, device=batch.numbers.device) >= share
+        return batch.with_seen(shown if batch.seen is None else shown & batch.seen)
+
+
 def _share(name: str, rate: float) -> float:
     """A rate, checked.
 

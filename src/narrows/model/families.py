@@ -21,13 +21,22 @@ RATES = 20.0  # largest logarithm of an expected count: e^20 is half a billion, 
 
 
 class NumberFamily(nn.Module, ABC):
-    """Outputs (..., n) and cells (B, n) -> log density of each cell.
+    """Outputs (..., n * outputs) and cells (B, n) -> log density of each cell.
 
     Attributes:
         density: whether it is one, and not an error without the constant that would make it one.
+        outputs: that tell a cell, all of a cell side by side.
     """
 
     density = True
+    outputs = 1
+
+    def learn(self, sample: Tensor) -> None:
+        """Settle before training on what a sample of the training rows shows.
+
+        Args:
+            sample: (R, n) prepared cells, NaN where they were not seen.
+        """
 
     @abstractmethod
     def mean(self, outputs: Tensor) -> Tensor:

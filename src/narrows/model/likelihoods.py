@@ -1,9 +1,10 @@
 """From the decoder's outputs to a distribution over cells: one family for each kind of cell, joined.
 
-A row's outputs are N numbers (a location for each number cell), then `levels + 1` logits for each category and each
-token of a text: its known levels, and one for every other. Each family knows its link from outputs to the range of its
-data. The words people use: `mse` is a Gaussian of fixed scale without its constant, so that the loss is the sum of
-squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category and token has.
+A row's outputs are those of the N number cells (a location for each, or the chances of its bins), then `levels + 1`
+logits for each category and each token of a text: its known levels, and one for every other. Each family knows its link
+from outputs to the range of its data. The words people use: `mse` is a Gaussian of fixed scale without its constant, so
+that the loss is the sum of squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category and
+token has.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.errors import SettingError
+from narrows.model.binned import BINS, Bins
 from narrows.model.categorical import Categorical, drawn
 from narrows.model.families import (
     Bernoulli,
@@ -32,15 +34,17 @@ from narrows.model.families import (
 from narrows.schema import Batch, Column, Schema
 
 Words = str | dict[str, str]
+BINNED = re.compile(r"bins\((\d+)\)")
 FIXED = re.compile(r"(gaussian|huber|student)\(((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\)")
-ALIASES = {"bce": "bernoulli", "nb": "negative_binomial", "huber": "huber(1.0)"}
+ALIASES = {"bce": "bernoulli", "nb": "negative_binomial", "huber": "huber(1.0)", "bins": f"bins({BINS})"}
 SIMPLE: dict[str, Callable[[], NumberFamily]] = {"bernoulli": Bernoulli, "poisson": Poisson, "multinomial": Multinomial}
 COUNTS = ("poisson", "negative_binomial")
+BINNABLE = ("number", "count")  # kinds whose cells are sampled while the preparer learns
 PLAIN = ("auto", "mse", "gaussian", "student", "bernoulli", "multinomial", *COUNTS)
 LINKED = ("mse", "huber")  # families whose outputs have a link of choice
 WORDS = (
     "auto, mse, huber, huber(0.1), gaussian, gaussian(0.1), student, student(5), bernoulli (bce), poisson, "
-    "negative_binomial (nb) or multinomial"
+    "negative_binomial (nb), bins, bins(32) or multinomial"
 )
 
 
@@ -96,7 +100,8 @@ class Likelihood(nn.Module):
         numbers: family of each number cell: `mse`, `huber(1.0)` (squared error up to that distance, in prepared units,
             linear beyond; `huber` for short), `gaussian` (learnt scale), `gaussian(0.1)` (fixed scale, in prepared
             units), `student` (learnt scale and degrees of freedom), `student(5)` (fixed ones), `bernoulli` (or `bce`),
-            `poisson`, `negative_binomial` (or `nb`), `multinomial`, or `auto`: Bernoulli for columns that lie in
+            `poisson`, `negative_binomial` (or `nb`), `bins(32)` (chances of at most so many bins, learnt from the data;
+            `bins` for 64), `multinomial`, or `auto`: Bernoulli for columns that lie in
             [0, 1], negative binomial for counts, multinomial for bags, Gaussian for the rest.
             A mapping chooses by column; columns it leaves out are `auto`. One word for all is for the columns that it
             suits: `mse` leaves counts and bags what `auto` gives them.
@@ -129,16 +134,28 @@ class Likelihood(nn.Module):
         cells = [[i for c in group for i in _span(schema, c)] for group in groups]
         self.sizes = [len(group) for group in cells]
         self.families = nn.ModuleList(_family(*k[:2], n, members) for k, n in zip(kinds, self.sizes, strict=True))
-        self.spans = _output_spans(schema, [c for group in groups for c in group])
+        each = [family.outputs for family in self._families()]
+        self.widths = [outputs * size for outputs, size in zip(each, self.sizes, strict=True)]
+        self.spans = _output_spans(schema, {c: n for group, n in zip(groups, each, strict=True) for c in group})
         self.categories = Categorical(schema.levels) if schema.levels else None
-        self.count = schema.numbers
+        self.cells, self.count = schema.numbers, sum(self.widths)
         spans = {column.name: schema.spans[column.name] for column in schema if column.categorical}
-        self.places = {c: slice(span.start - self.count, span.stop - self.count) for c, span in spans.items()}
-        self.width = schema.numbers + (self.categories.outputs if self.categories else 0)
+        self.places = {c: slice(span.start - self.cells, span.stop - self.cells) for c, span in spans.items()}
+        self.width = self.count + (self.categories.outputs if self.categories else 0)
         # the decoder's outputs stand family by family; `order` says which cell each is, `back` undoes it
         order = torch.tensor([i for group in cells for i in group], dtype=torch.long)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
+
+    @property
+    def learns(self) -> bool:
+        """Whether some family settles on a sample of the rows before training."""
+        return any(type(family).learn is not NumberFamily.learn for family in self._families())
+
+    def learn(self, sample: Tensor) -> None:
+        """Let each family settle on a sample of the training rows, (R, N) prepared cells, NaN where not seen."""
+        for family, cells in zip(self._families(), torch.split(sample[:, self.order], self.sizes, dim=1), strict=True):
+            family.learn(cells)
 
     @property
     def density(self) -> bool:
@@ -174,6 +191,14 @@ class Likelihood(nn.Module):
         cells = torch.split(batch.numbers[:, self.order], self.sizes, dim=1)
         return zip(self._families(), self._grouped(outputs), cells, strict=True)
 
+    def binned(self, outputs: Tensor | None) -> Iterator[tuple[Tensor, Bins, Tensor]]:
+        """The cells that are told by bins (n,), their family, and the outputs for them; these are empty for None."""
+        places = torch.split(self.order, self.sizes)
+        groups = self._grouped(outputs) if outputs is not None else [self.order[:0]] * len(self.sizes)
+        for cells, family, group in zip(places, self._families(), groups, strict=True):
+            if isinstance(family, Bins):
+                yield cells, family, group
+
     def mean(self, outputs: Tensor) -> Tensor:
         """Expected number cells, (..., N)."""
         groups = zip(self._families(), self._grouped(outputs), strict=True)
@@ -202,7 +227,7 @@ class Likelihood(nn.Module):
             logits = outputs[..., :-1]
             return logits.argmax(-1) if temperature is None else drawn(logits, temperature)
         start, at = self.spans[column.name].start, 0
-        for family, size in zip(self._families(), self.sizes, strict=True):
+        for family, size in zip(self._families(), self.widths, strict=True):
             if at <= start < at + size:
                 return family.mean(outputs)
             at += size
@@ -213,7 +238,7 @@ class Likelihood(nn.Module):
 
     def _grouped(self, outputs: Tensor) -> tuple[Tensor, ...]:
         numbers = outputs if self.categories is None else outputs[..., : self.count]
-        return (numbers,) if len(self.sizes) == 1 else torch.split(numbers, self.sizes, dim=-1)
+        return (numbers,) if len(self.widths) == 1 else torch.split(numbers, self.widths, dim=-1)
 
     def _in_cell_order(self, parts: list[Tensor], outputs: Tensor) -> Tensor:
         """The families' values side by side, each in its cell's place."""
@@ -243,8 +268,10 @@ def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
 def _word(column: Column, asked: str, for_all: bool) -> str:
     """The word asked for, checked; `auto` and other names replaced by what they stand for."""
     word = ALIASES.get(asked, asked)
-    if word not in PLAIN and not FIXED.fullmatch(word):
+    if word not in PLAIN and not FIXED.fullmatch(word) and not BINNED.fullmatch(word):
         raise SettingError(f"likelihood {asked!r}", WORDS)
+    if BINNED.fullmatch(word) and column.kind in BINNABLE and not column.grid:
+        return word
     usual = {"count": "negative_binomial", "bag": "multinomial"}.get(column.kind)
     if word == "auto":
         return usual or ("bernoulli" if column.bounded else "gaussian")
@@ -259,17 +286,18 @@ def _word(column: Column, asked: str, for_all: bool) -> str:
             return "bernoulli" if column.bounded else "gaussian"
         hint = f"--column.{column.name} count"
         raise SettingError(f"likelihood {asked!r} for column {column.name!r} of kind {column.kind}", "counts", hint)
-    if word == "multinomial" and column.kind != "bag":
+    wanted = "single numbers or counts" if BINNED.fullmatch(word) else "a bag" if word == "multinomial" else ""
+    if wanted and (column.kind != "bag" or wanted != "a bag"):
         if for_all:
             return _word(column, "auto", for_all)
-        raise SettingError(f"a multinomial likelihood for column {column.name!r} of kind {column.kind}", "a bag")
+        raise SettingError(f"likelihood {asked!r} for column {column.name!r} of kind {column.kind}", wanted)
     return word
 
 
-def _output_spans(schema: Schema, numbers: list[str]) -> dict[str, slice]:
-    """Where each column's outputs stand: the numbers in this order, then the codes in the schema's."""
+def _output_spans(schema: Schema, numbers: dict[str, int]) -> dict[str, slice]:
+    """Where each column's outputs stand: the numbers in this order, so many a cell, then the codes in the schema's."""
     codes = [column for column in schema if column.categorical]
-    ordered = [(name, schema[name].width) for name in numbers]
+    ordered = [(name, schema[name].width * outputs) for name, outputs in numbers.items()]
     ordered += [(column.name, column.cells * (column.levels + 1)) for column in codes]
     starts = accumulate((width for _, width in ordered), initial=0)
     return {name: slice(start, start + width) for (name, width), start in zip(ordered, starts, strict=False)}
@@ -294,6 +322,8 @@ def _family(word: str, link: str, cells: int, members: int | None) -> NumberFami
         return NegativeBinomial(cells, members)
     if word in SIMPLE:
         return SIMPLE[word]()
+    if binned := BINNED.fullmatch(word):
+        return Bins(cells, int(binned[1]))
     fixed = FIXED.fullmatch(word)
     number = float(fixed[2]) if fixed else None
     if number is not None and word.startswith("huber"):

@@ -15,7 +15,7 @@ from narrows.errors import SettingError
 from narrows.model.adversaries import CodeCritic, RowCritic
 from narrows.model.augmentations import augmentations
 from narrows.model.contractive import Contractive
-from narrows.model.corruptions import Corruption, GaussianNoise, Masking, PatchMasking, SaltAndPepper
+from narrows.model.corruptions import Corruption, GaussianNoise, Hiding, Masking, PatchMasking, SaltAndPepper
 from narrows.model.divergences import Discrepancy, Kernel, TotalCorrelation
 from narrows.model.hierarchy import DEEPEST, Hierarchical
 from narrows.model.latents import Deterministic, Gaussian, checked_nats
@@ -103,6 +103,21 @@ def masked(
     parts, objective = (PatchMasking(rate, patch, vary),), Objective(shown=shown)
     latent = partial(Deterministic, stagger=stagger)
     return Slots(latent, likelihood, augmentations=augmentations(augment), corruptions=parts, objective=objective)
+
+
+def conditional(shown: float = 0.05, likelihood: Words = "bins") -> Slots:
+    """Tells any cells of a row from any others: for filling holes, and for making rows cell by cell.
+
+    A masked autoencoder of single cells that sees of each row a share between nothing and everything (Ivanov et al.
+    2019), and tells numbers by the chances of bins, so that what it draws has the shape of the data. Nothing needs to
+    be narrow where so much is hidden: its code is one more hidden layer.
+
+    Args:
+        shown: weight of the cells that were shown: little, as telling them is easy and not what it is for, but enough
+            that rows without holes are reconstructed.
+        likelihood: of the number cells.
+    """
+    return Slots(Deterministic, likelihood, corruptions=(Hiding(),), objective=Objective(shown=shown))
 
 
 def vae(
@@ -366,6 +381,7 @@ RECIPES: dict[str, Callable[..., Slots]] = {
         linear,
         denoising,
         masked,
+        conditional,
         vae,
         iwae,
         hierarchical,

@@ -26,6 +26,7 @@ from narrows.model.likelihoods import choose_families
 from narrows.model.priors import Prior
 from narrows.prepare.categories import Levels
 from narrows.schema import Batch, Column
+from narrows.tasks.holes import Holes
 from narrows.train.randomness import kept, seed_step
 
 POOL = 4_096  # codes drawn at once
@@ -83,11 +84,9 @@ def read_given(model: Model, where: Mapping[str, Any]) -> Given:
         raise SettingError(f"given values with an ensemble of {model.members}", "a model of one member")
     for name in where:
         _check_column(model, model.schema[name])
-    fields = model.preparer.arrow_schema
-    arrays = [_one(where[field.name], field.type) if field.name in where else _missing(field.type) for field in fields]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # what it warns of is refused below
-        row = model.preparer.prepare(pa.RecordBatch.from_arrays(arrays, fields.names)).dense()
+        row = model.preparer.prepare(_of_values(model, where)).dense()
     known = torch.zeros(1, model.schema.cells, dtype=torch.bool)
     for name, value in where.items():
         span = model.schema.spans[name]
@@ -96,6 +95,37 @@ def read_given(model: Model, where: Mapping[str, Any]) -> Given:
         known[:, span] = True
         _check_level(model, model.schema[name], row, value)
     return Given(dict(where), row.with_seen(known))
+
+
+def empty_row(model: Model) -> Batch:
+    """One prepared row of which nothing was seen."""
+    row = model.preparer.prepare(_of_values(model, {})).dense()
+    return row.with_seen(torch.zeros(1, model.schema.cells, dtype=torch.bool))
+
+
+def _of_values(model: Model, where: Mapping[str, Any]) -> pa.RecordBatch:
+    """One raw row that holds these values and nothing else."""
+    fields = model.preparer.arrow_schema
+    arrays = [_one(where[field.name], field.type) if field.name in where else _missing(field.type) for field in fields]
+    return pa.RecordBatch.from_arrays(arrays, fields.names)
+
+
+def check_together(holes: Holes, given: Given) -> None:
+    """Refuse values that a model which tells any cells from any others does not believe of one row.
+
+    Raises:
+        DataError: where one of them, told from the others, is less than a ten-thousandth as probable as the likeliest.
+    """
+    schema, known = holes.schema, given.row.mask()
+    for name in given.values if len(given.values) > 1 else ():
+        span = schema.spans[name]
+        seen = known.clone()
+        seen[:, span] = False
+        odds = float(holes.odds(given.row, given.row.with_seen(seen))[0, span].min())
+        if odds < UNLIKELY:
+            others = ", ".join(f"{other}={value}" for other, value in given.values.items() if other != name)
+            got = f"{name}={given.values[name]} together with {others}, which the model thinks all but impossible"
+            raise DataError(got, "values that occur together in rows like those of training")
 
 
 def _one(value: Any, arrow: Any) -> Any:
@@ -169,7 +199,7 @@ def choose_codes(model: Model, prior: Prior, given: Given, rows: int, seed: int,
     """
     device = model.module.device
     pool, weights, best = [], [], float("-inf")
-    most = max(1, min(MOST, WORK // (POOL * model.schema.outputs)))
+    most = max(1, min(MOST, WORK // (POOL * model.outputs)))
     with kept(device), torch.no_grad():
         for number in range(most):
             seed_step(seed, STREAM + number, device)

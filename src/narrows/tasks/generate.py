@@ -1,6 +1,10 @@
 """Rows that were never there: codes from the prior, decoded, and cells drawn as their likelihoods say.
 
     prior -> codes -> decoder -> draws of scalar cells, expected values of arrays -> rows as those of training
+    rows of nothing but holes -> filled cell by cell (see `tasks.holes`)           -> rows as those of training
+
+The second way is that of models which tell any cells from any others (the recipe `conditional`): for tables it is much
+the better one, as no code has to hold what goes with what.
 
 Numbers stay within the range of training, holes are not imitated, and rows are independent of each other. Whether a
 row that was generated is too near to one of training, it does not know.
@@ -22,7 +26,9 @@ from torch import Tensor
 from narrows.errors import DataError, DataWarning, SettingError
 from narrows.fitted import Model
 from narrows.prepare.bags import Items
-from narrows.tasks.conditions import Chosen, choose_codes, read_given
+from narrows.schema import Batch
+from narrows.tasks.conditions import Chosen, check_together, choose_codes, empty_row, read_given
+from narrows.tasks.holes import Holes, fills
 from narrows.tasks.prior import prior_of
 from narrows.train.randomness import kept, seed_step
 
@@ -42,7 +48,8 @@ def generate(
     """New rows like those of training.
 
     Args:
-        model: with a code prior: of a recipe that has one (`vae`), or learnt (`keep_prior`).
+        model: of the recipe `conditional`, or with a code prior: of a recipe that has one (`vae`), or learnt
+            (`keep_prior`).
         rows: how many.
         seed: of every draw: the same rows for the same seed, and the first of them whatever their number.
         where: column -> value that all rows are to hold.
@@ -82,7 +89,11 @@ class Generation:
         if not (_whole(seed) and abs(seed) < 2**63):
             raise SettingError(f"seed={seed!r}", "a whole number of 64 bits")
         self.model, self.seed, self.temperature, self.draws = model, int(seed), temperature, sample_cells
-        self.prior = prior_of(model)
+        self.holes = Holes(model) if fills(model) else None
+        if self.holes and not sample_cells:
+            hint = "temperature=0.1 for rows that are all but the most probable"
+            raise SettingError("sample_cells=False of a model that makes rows cell by cell", "drawn cells", hint)
+        self.prior = None if self.holes else prior_of(model)
         self.given = read_given(model, where) if where else None
         self.chosen: Chosen | None = None
         self._numbers, self._codes = _cells_in_grids(model)
@@ -96,7 +107,9 @@ class Generation:
         """
         if not (_whole(rows) and rows >= 1):
             raise SettingError(f"rows={rows!r}", "a whole number of at least 1")
-        if self.given is not None:
+        if self.given is not None and self.holes:
+            check_together(self.holes, self.given)
+        elif self.given is not None and self.prior:
             self.chosen = choose_codes(self.model, self.prior, self.given, rows, self.seed, self.temperature)
             _warn_repeated(self.chosen, rows)
         for start in range(0, rows, self.model.block_rows):
@@ -117,6 +130,11 @@ class Generation:
         Whole, since draws of few rows must not differ from those of many.
         """
         device = self.model.module.device
+        if self.holes:
+            rows = self.given.row if self.given else empty_row(self.model)
+            made = self.holes.draw(_repeated(rows, self.model.block_rows), self.seed, start, self.temperature)
+            _keep_in_range(self.model, made.numbers)
+            return made.numbers, made.codes
         with kept(device):
             seed_step(self.seed, start, device)
             codes = self._codes_at(start)
@@ -128,9 +146,9 @@ class Generation:
 
     def _codes_at(self, start: int) -> Tensor:
         rows = self.model.block_rows
-        if self.chosen is None:
-            return self.prior.sample(rows, self.temperature)
-        return self.chosen.codes[start : start + rows]
+        if self.chosen is not None:
+            return self.chosen.codes[start : start + rows]
+        return prior_of(self.model).sample(rows, self.temperature)
 
     def _said(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cells of codes (1, [E,] B, latent): drawn, but for those in grids, which are the most probable ones."""
@@ -146,6 +164,10 @@ class Generation:
         rows = torch.arange(numbers.shape[1], device=z.device)
         member = torch.randint(self.model.members, (len(rows),)).to(z.device)
         return numbers[member, rows], codes[member, rows]
+
+
+def _repeated(row: Batch, rows: int) -> Batch:
+    return row[torch.zeros(rows, dtype=torch.long)]
 
 
 def _whole(value: object) -> bool:

@@ -98,7 +98,7 @@ def _refuse(model: Model, samples: int) -> None:
 
 def _estimate(model: Model, batch: Batch, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: log p(x), its variance over draws, and how many equal weights its weights are worth."""
-    step = max(1, OUTPUTS // (len(batch) * model.schema.outputs * (model.members or 1)))
+    step = max(1, OUTPUTS // (len(batch) * model.outputs * (model.members or 1)))
     parts = [
         _member_mean(model.module.likelihoods(batch, min(step, samples - start)).double())
         for start in range(0, samples, step)

@@ -1,6 +1,7 @@
 """What a job asks of a fit: the recipe it would choose, the rows it trains on, what is learnt for it; `fit --for JOB`.
 
-A task that wants a say here has a function of its own recipe and learners, and a line in `purpose_of` or `PURPOSES`.
+A task that wants a say here has a function of its own recipe and learners, and a line in `JOBS` and in `purpose_of` or
+`PURPOSES`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ from functools import partial
 from numbers import Real
 from typing import Literal
 
+import pyarrow as pa
+
 from narrows.errors import SettingError
 from narrows.fitting import Learner, Plan
+from narrows.model.recipe import Recipe
+from narrows.networks.choice import Network
+from narrows.networks.dense import Dense
 from narrows.prepare.words import ANY, ANY_SERIES
 from narrows.rows import Core
+from narrows.sources.reading import KIND, fact, modeled
 from narrows.tasks.baseline import PART as BASELINE
 from narrows.tasks.baseline import learn_baseline
 from narrows.tasks.calibration import FEWEST
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.detecting import learn_detector
 from narrows.tasks.diagnosis import LEARNT
+from narrows.tasks.holes import PART as NORMAL
+from narrows.tasks.holes import learn_normal
 from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
@@ -75,18 +84,67 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     return replace(plan, columns=columns, training=training, suit=suit)
 
 
+CONDITIONAL = "conditional"
+WIDTH = 256  # of the layers that tell cells from each other
+CELL_BY_CELL: dict[str, Learner] = {BASELINE: learn_baseline, NORMAL: learn_normal}
+
+
+def _cell_by_cell(plan: Plan) -> Plan:
+    """Numbers by their quantiles; of what is open, a wide residual network whose code is no narrower."""
+    plan = replace(plan, columns={ANY: "quantile", **plan.columns})
+    plan = replace(plan, recipe=CONDITIONAL) if plan.recipe == AUTO else plan
+    if Recipe.parse(plan.recipe).name != CONDITIONAL or Network.of(plan.network) != Network():
+        return plan
+    network = Network.of(Dense(hidden=(WIDTH, WIDTH), residual=True))
+    return replace(plan, network=network, latent=plan.latent or WIDTH)
+
+
+AUTO = "auto"
+
+
+def generation(schema: pa.Schema, recipe: str | None = None, prior: str = "auto") -> Purpose:
+    """What making rows asks of a fit: of tables a model that makes them cell by cell, else codes and their prior.
+
+    Args:
+        schema: of the source.
+        recipe: that the user chose; None or `auto` for none.
+        prior: see `learn_prior`.
+    """
+    if (recipe in (None, AUTO) and _of_scalars(schema)) or (recipe or "").partition(":")[0] == CONDITIONAL:
+        return Purpose(CONDITIONAL, CELL_BY_CELL, None, _cell_by_cell)
+    learn: dict[str, Learner] = {**LEARNT, PRIOR: partial(learn_prior, kind=prior)}
+    return Purpose("vae", learn, None, lambda plan: replace(plan, recipe="vae") if plan.recipe == AUTO else plan)
+
+
+def _of_scalars(schema: pa.Schema) -> bool:
+    """Whether rows are single numbers, words, flags and dates."""
+    entries = modeled(schema)
+    hinted = any(fact(entry, KIND) for entry in entries)
+    return not hinted and not any(
+        pa.types.is_nested(e.type) or isinstance(e.type, pa.BaseExtensionType) for e in entries
+    )
+
+
+JOBS = ("denoise", "detect", "generate", "impute")
 PURPOSES = {
     "denoise": Purpose("denoising:noise=0.1,mask=0"),
-    "detect": detection(),
-    "generate": Purpose("vae", {**LEARNT, PRIOR: learn_prior}),
+    "impute": Purpose(CONDITIONAL, CELL_BY_CELL, None, _cell_by_cell),
 }
 
 
-def purpose_of(job: str | None, contamination: Contamination = "auto", all_normal: bool = False) -> Purpose:
+def purpose_of(
+    job: str | None,
+    schema: pa.Schema,
+    recipe: str | None = None,
+    contamination: Contamination = "auto",
+    all_normal: bool = False,
+) -> Purpose:
     """What a job asks of a fit; without one, a plain autoencoder and nothing more.
 
     Args:
-        job: a word of `PURPOSES`.
+        job: a word of `JOBS`.
+        schema: of the source.
+        recipe: that the user chose; None for none.
         contamination: see `detection`.
         all_normal: see `detection`.
 
@@ -99,6 +157,8 @@ def purpose_of(job: str | None, contamination: Contamination = "auto", all_norma
         raise SettingError("contamination or all-normal data without anomalies to detect", hint="--for detect")
     if job is None:
         return Purpose()
+    if job == "generate":
+        return generation(schema, recipe)
     if job not in PURPOSES:
-        raise SettingError(f"fit for {job!r}", f"one of {', '.join(PURPOSES)}")
+        raise SettingError(f"fit for {job!r}", f"one of {', '.join(JOBS)}")
     return PURPOSES[job]
