@@ -93,9 +93,9 @@ class Rows:
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
+        kinds, transforms = wishes(columns or {})
         with naming(source):
-            statistics = self._statistics()
-            kinds, transforms = wishes(columns or {})
+            statistics = self._statistics({name for name, kind in kinds.items() if kind == "category"})
             self.preparer = Preparer.learn(statistics, kinds=kinds, transforms=transforms)
             if not self.preparer.schema.cells:
                 raise DataError(
@@ -123,9 +123,9 @@ class Rows:
             return rows
         return min(rows, 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
 
-    def _statistics(self) -> Statistics:
+    def _statistics(self, categories: set[str]) -> Statistics:
         """One pass over the training rows; those held out are only checked. Several processes read a share each."""
-        statistics, rows = Statistics(self.source.schema), 0
+        statistics, rows = Statistics(self.source.schema, categories), 0
         with world.agreed():
             for first, raw in timed("read", self.source.shard(world.rank(), world.size()).batches()):
                 rows += len(raw)

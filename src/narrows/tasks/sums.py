@@ -89,7 +89,7 @@ class Categories(Sums):
         """Count in codes (B, cells)."""
         truth, seen = block.batch.codes[:, self.codes].numpy(), block.mask[:, self.span].numpy()
         self.seen += int(seen.sum())
-        self.unseen += int(((truth == self.column.levels) & seen).sum())
+        self.unseen += int(((truth >= self.column.levels) & seen).sum())
         for name, (_, codes) in block.guesses.items():
             self.missed[name] += int(wrong(truth, codes[:, self.codes].numpy(), seen).sum())
 
