@@ -465,6 +465,7 @@ BAD = {
     "time_limit": [0],
     "validation": [-0.1, 1.0, True],
     "group": [3],
+    "balance": [3],
     "time": [0.5],
     "budget": [-1],
     "precision": ["float16"],

@@ -63,6 +63,10 @@ class Training:
     group: str | None = None
     """Column whose equal values are held out together, so that no person or machine stands on both sides."""
 
+    balance: str | None = None
+    """Column whose values training is to meet equally often, rare ones again and again; rows without a value are one
+    group more. Rows held out are weighed alike, so that the weights kept are those that are best for all groups."""
+
     time: str | None = None
     """Column whose highest values are held out, so that the model is judged on what came later."""
 
@@ -223,6 +227,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a share from 0 up to, not including, 1, or the name of a file",
     ),
     "group": _NAME,
+    "balance": _NAME,
     "time": _NAME,
     "budget": _NOT_NEGATIVE,
     "precision": _one_of(Precision),
