@@ -10,17 +10,42 @@ groups are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def even_quotas(counts: Tensor) -> Tensor:
-    """(G,) whole numbers, alike but for one, whose sum is that of the counts (G,); 0 for groups without rows."""
-    there = (counts > 0).long()
-    groups, rows = int(there.sum()), int(counts.sum())
-    if not groups:
-        return there
-    return there * (rows // groups) + there * (there.cumsum(0) <= rows % groups)
+@dataclass(frozen=True)
+class Balance:
+    """Which groups rows belong to, and how many rows of each an order is to have.
+
+    Args:
+        groups: (n,) int64, from 0 to G - 1.
+        quotas: (G,) int64.
+    """
+
+    groups: Tensor
+    quotas: Tensor
+
+
+def shares(counts: Tensor, power: float = 1.0) -> Tensor:
+    """(G,) float64 share of the draws that each group gets: count^(1 - power), so that a power of 1 makes all alike.
+
+    A power of 0 leaves shares as they are; one of 0.5 takes square roots (Mahajan et al. 2018). 0 for no rows.
+    """
+    weights = torch.where(counts > 0, counts.double().clamp_min(1).pow(1 - power), 0.0)
+    return weights / weights.sum().clamp_min(1e-300)
+
+
+def quotas_of(counts: Tensor, power: float = 1.0) -> Tensor:
+    """(G,) whole numbers in these shares, whose sum is that of the counts (G,): by largest remainders."""
+    wanted = shares(counts, power) * counts.sum()
+    quotas = wanted.floor()
+    left = round(float(counts.sum() - quotas.sum()))
+    first = (wanted - quotas).argsort(descending=True, stable=True)[:left]
+    quotas[first] += 1
+    return quotas.long()
 
 
 def evened(order: Tensor, groups: Tensor, quotas: Tensor, draws: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from narrows import world
+from narrows.balance import Balance
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.carried import merged
 from narrows.prepare.gathered import Filling, Thinned
@@ -94,7 +95,7 @@ class Rows:
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
-        self.groups = None if training.balance is None else Groups(training.balance)
+        self.groups = None if training.balance is None else Groups(training.balance, training.balance_power)
         kinds, transforms = wishes(columns or {})
         with naming(source):
             statistics = self._statistics({name for name, kind in kinds.items() if kind == "category"})
@@ -116,7 +117,7 @@ class Rows:
             )
         self._train: Batch | None = None
         self._held: Batch | None = None
-        self._grouped: Tensor | None = None
+        self._balance: Balance | None = None
 
     def _step_rows(self) -> int:
         """Rows of a step: as the settings say, but by default no more than what the decoder's outputs leave room for.
@@ -201,7 +202,7 @@ class Rows:
         validation = None if held is None else Resident(placed(held, device), self.batch_size, self.seed, False, common)
         if self._train is not None:
             train = placed(self._train, device)
-            return Resident(train, self.batch_size, self.seed, groups=self._grouped), validation
+            return Resident(train, self.batch_size, self.seed, balance=self._balance), validation
         reader = world.rank(), world.size()
         shuffle = Shuffle(self.source, self.split, self.seed, self.window, reader)
         return Streamed(shuffle, self.preparer, self._share, self.count, device, self.groups), validation
@@ -331,7 +332,7 @@ class Rows:
             if self.resident:
                 table.add(rows)
                 grouped += [] if groups is None else [groups]
-        self._grouped = torch.cat(grouped) if grouped else None
+        self._balance = self.groups.balance(torch.cat(grouped)) if self.groups and grouped else None
         return (table.batch if self.resident else None), thinned.batch()
 
     def _weighed(self, rows: Batch, raw: pa.RecordBatch) -> Batch:

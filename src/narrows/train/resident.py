@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from narrows.balance import even_quotas, evened
+from narrows.balance import Balance, evened
 from narrows.errors import SettingError
 from narrows.schema import Batch, weightless
 from narrows.train.randomness import generator
@@ -30,8 +30,8 @@ class Resident:
         seed: decides, with the number of the epoch, the order.
         shuffle: False keeps the order of the rows; batches are then views.
         common: whether all processes hold these same rows.
-        groups: (n,) int64 group of each row, where all groups are to be met equally often: a row of a rare one then
-            comes several times an epoch, others not in every one.
+        balance: groups of the rows, and how often each is to be met: a row of a rare group may come several times an
+            epoch, others not in every one. None for every row once.
 
     Raises:
         SettingError: for a batch size below 1.
@@ -44,15 +44,15 @@ class Resident:
         seed: int = 0,
         shuffle: bool = True,
         common: bool = True,
-        groups: Tensor | None = None,
+        balance: Balance | None = None,
     ) -> None:
         if batch_size < 1:
             raise SettingError(f"batch_size={batch_size}", "at least 1")
         self.batch, self.batch_size, self.seed = batch, batch_size, seed
         self.rows: int | None = len(batch)
         self.common = common
-        self.shuffle = shuffle and (batch_size < len(batch) or groups is not None)
-        self.groups = groups
+        self.shuffle = shuffle and (batch_size < len(batch) or balance is not None)
+        self.balance = balance
 
     def epoch(self, number: int, position: Mapping[str, int] | None = None) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches of epoch `number`, each with the count of batches behind it."""
@@ -69,9 +69,9 @@ class Resident:
         """(n,) the rows of an epoch, the same in every process."""
         draws = generator(self.seed, number)
         order = torch.randperm(len(self.batch), generator=draws)
-        if self.groups is None:
+        if self.balance is None:
             return order
-        return evened(order, self.groups[order], even_quotas(torch.bincount(self.groups)), draws)
+        return evened(order, self.balance.groups[order], self.balance.quotas, draws)
 
     def _own(self, order: Tensor | None, start: int, stop: int) -> Batch:
         """The rows from `start` to `stop` of an order; of several processes each its own, or two of no weight."""
