@@ -215,6 +215,16 @@ def test_numbers_that_are_to_be_categories_are_counted_however_many(monkeypatch)
     assert set(model.reconstruct(zips[:50]).column("zip").to_pylist()) <= set(zips["zip"])
 
 
+@pytest.mark.usefixtures("few_are_many")
+def test_nan_in_a_category_is_a_missing_value_and_no_level():
+    zips = pd.DataFrame({"zip": [*np.repeat(np.arange(100.0, 130.0), 4), np.nan, np.nan], "x": np.arange(122.0)})
+    model = fit(zips, Plan(columns={"zip": "category"}, latent=2, epochs=1, network=Dense(hidden=(4,))))
+    batch = model.preparer.prepare(pa.RecordBatch.from_pandas(zips[-3:], preserve_index=False))
+    assert model.schema["zip"].classes and model.schema["zip"].holes and model.schema["zip"].levels <= 30
+    assert batch.seen is not None and batch.seen[:, -1].tolist() == [True, False, False]
+    assert model.reconstruct(zips[-2:]).column("zip").null_count == 0
+
+
 def test_a_few_chances_are_shown_as_each_of_the_unseen_codes():
     torch.manual_seed(0)
     codes = with_strangers(torch.zeros(400_000, dtype=torch.long), 9, 4)

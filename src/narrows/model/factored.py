@@ -5,7 +5,7 @@
     logit of a level within its class:  vector x its own vector + its bias
 
 Probabilities are exact and sum to 1. A cell of known level costs a softmax over the classes and one over the levels of
-a single class, in place of one over all: of 100,000 levels 1,265 and 80 numbers. Levels are dealt to classes in the
+a single class, in place of one over all: of 100,000 levels 1,250 and 80 numbers. Levels are dealt to classes in the
 order of their codes, which is that of their frequency (Mikolov et al. 2011), and classes are many and small: a class
 is a column of the decoder's last product, while the vectors of a class must be fetched for each row.
 """

@@ -99,7 +99,7 @@ class ByGroup:
         if len(self.groups) < 2:
             return f"All rows are of one group of {self.column}, {first.name}."
         rows = f"{first.rows:,} row{'' if first.rows == 1 else 's'}"
-        times = f", {first.ratio:.2g} times that of all" if isfinite(first.ratio) else ""
+        times = f", {first.ratio:.2f} times that of all" if isfinite(first.ratio) else ""
         return (
             f"Of the {len(self.groups)} groups by {self.column}, {first.name} ({rows}) comes back worst: {self.words} "
             f"{figure(first.error)}{times}."
