@@ -89,8 +89,10 @@ def test_probabilities_sum_to_one_and_are_those_of_the_table(levels):
     torch.testing.assert_close(beyond.double(), table[:, -1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tried", [1, 3, 16])
 @pytest.mark.parametrize("sure", [0.0, 1.0, 6.0])
-def test_the_mode_is_that_of_the_table_however_flat_it_is(sure):
+def test_the_mode_is_that_of_the_table_however_flat_it_is(sure, tried, monkeypatch):
+    monkeypatch.setattr("narrows.model.factored.TRIED", tried)
     told = factored(53)
     outputs = sure * torch.randn(200, told.shape.outputs)
     assert torch.equal(told.mode(outputs), told.log_chances(outputs)[:, :-1].argmax(1))

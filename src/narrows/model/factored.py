@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from narrows.model.draws import drawn
 
+TRIED = 16  # classes looked at for the most probable level before all are
 AT_ONCE = 1 << 24  # log probabilities of all levels that are held at a time: 64 MB
 
 
@@ -108,19 +109,24 @@ class Factored(nn.Module):
     def mode(self, outputs: Tensor) -> Tensor:
         """(..., B) the most probable known level.
 
-        It is most often in the most probable class. Where the second class as a whole is less probable than the best
-        level of the first, that is certain; only for the other rows all levels are looked at.
+        Classes are looked at one after the other, the most probable first, until the next as a whole is less probable
+        than the best level found: that one is then certain. For rows that 16 classes do not settle, all levels are.
         """
         classes, vector = self._parted(outputs)
-        best, group = classes[..., :-1].topk(min(2, self.shape.classes), dim=-1)
+        chances, group = classes[..., :-1].topk(min(TRIED + 1, self.shape.classes), dim=-1)
         within, fellow = self._within(vector, group[..., 0]).max(-1)
-        found = group[..., 0] * self.shape.fellows + fellow
-        if self.shape.classes == 1:
-            return found
-        open_ = best[..., 1] > best[..., 0] + within
-        if not open_.any():
-            return found
-        return torch.where(open_, self._in_parts(outputs, open_, lambda every: every.argmax(-1)), found)
+        best, found = chances[..., 0] + within, group[..., 0] * self.shape.fellows + fellow
+        for place in range(1, chances.shape[-1]):
+            open_ = chances[..., place] > best
+            if not open_.any():
+                return found
+            if place == TRIED:
+                return torch.where(open_, self._in_parts(outputs, open_, lambda every: every.argmax(-1)), found)
+            within, fellow = self._within(vector, group[..., place]).max(-1)
+            better = chances[..., place] + within > best
+            best = torch.where(better, chances[..., place] + within, best)
+            found = torch.where(better, group[..., place] * self.shape.fellows + fellow, found)
+        return found
 
     def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """(..., B) a drawn known level, from torch's global generator.
