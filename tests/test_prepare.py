@@ -258,8 +258,9 @@ def test_a_column_of_names_is_warned_of() -> None:
     assert preparer.schema["name"].cells == 0
     batch = preparer.prepare(rows)
     assert preparer.restore(batch.numbers, batch.codes).column("name").null_count == 1000
+    assert learn(rows, kinds={"name": "category"}).schema["name"].levels == 1000
     with pytest.warns(DataWarning, match="'name': its 256 most frequent levels of 1,000 cover under half"):
-        preparer = learn(rows, kinds={"name": "category"})
+        preparer = learn(rows, kinds={"name": "category"}, max_levels=256)
     assert preparer.schema["name"].levels == 256
 
 

@@ -465,6 +465,8 @@ BAD = {
     "time_limit": [0],
     "validation": [-0.1, 1.0, True],
     "group": [3],
+    "balance": [3],
+    "balance_power": [0, 1.5, None],
     "time": [0.5],
     "budget": [-1],
     "precision": ["float16"],

@@ -264,7 +264,8 @@ def _facts(rows: Rows, plan: Plan, history: History, held: bool) -> dict[str, An
 
 def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     """How the model was trained, for those who ask it later; nothing of the machine or its files."""
-    names = ("optimizer", "schedule", "weight_decay", "clip", "patience", "precision")
+    names = ["optimizer", "schedule", "weight_decay", "clip", "patience", "precision"]
+    names += ["balance"] if plan.training.balance else []
     return {name: getattr(plan.training, name) for name in names} | {
         "batch_size": batch_size,
         "lr": float(DEFAULT_RATES[plan.training.optimizer] if plan.lr is None else plan.lr),

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from narrows import world
+from narrows.balance import Balance
 from narrows.errors import DataError, FitWarning, SettingError
 from narrows.prepare.carried import merged
 from narrows.prepare.gathered import Filling, Thinned
+from narrows.prepare.groups import Groups
 from narrows.prepare.preparer import Preparer
 from narrows.prepare.statistics import Statistics
 from narrows.prepare.streamed import Streamed
@@ -93,15 +95,18 @@ class Rows:
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
+        self.groups = None if training.balance is None else Groups(training.balance, training.balance_power)
+        kinds, transforms = wishes(columns or {})
         with naming(source):
-            statistics = self._statistics()
-            kinds, transforms = wishes(columns or {})
+            statistics = self._statistics({name for name, kind in kinds.items() if kind == "category"})
             self.preparer = Preparer.learn(statistics, kinds=kinds, transforms=transforms)
             if not self.preparer.schema.cells:
                 raise DataError(
                     "no column has anything to learn from",
                     "at least one with values, which for texts must not differ in every row",
                 )
+            if self.groups is not None:
+                self.groups.settle()
         self.count, self.fingerprint, self.sample = statistics.rows, statistics.fingerprint(), statistics.sample
         self.row_bytes = row_bytes(self.preparer.schema, self.preparer.entries)
         self.resident = self.count * self.row_bytes <= training.budget
@@ -112,6 +117,7 @@ class Rows:
             )
         self._train: Batch | None = None
         self._held: Batch | None = None
+        self._balance: Balance | None = None
 
     def _step_rows(self) -> int:
         """Rows of a step: as the settings say, but by default no more than what the decoder's outputs leave room for.
@@ -123,14 +129,17 @@ class Rows:
             return rows
         return min(rows, 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
 
-    def _statistics(self) -> Statistics:
+    def _statistics(self, categories: set[str]) -> Statistics:
         """One pass over the training rows; those held out are only checked. Several processes read a share each."""
-        statistics, rows = Statistics(self.source.schema), 0
+        statistics, rows = Statistics(self.source.schema, categories), 0
         with world.agreed():
             for first, raw in timed("read", self.source.shard(world.rank(), world.size()).batches()):
                 rows += len(raw)
                 with spent("statistics"):
-                    statistics.update(raw, first, None if self.split is None else ~self.split.held_out(raw, first))
+                    keep = None if self.split is None else ~self.split.held_out(raw, first)
+                    statistics.update(raw, first, keep)
+                    if self.groups is not None:
+                        self.groups.add(raw if keep is None else raw.filter(pa.array(keep)))
         statistics = merged(statistics, self.source.schema)
         self.total = rows = round(world.sums(rows)[0])
         if not rows:
@@ -165,8 +174,12 @@ class Rows:
             core: trains on chosen rows alone, and keeps those held out to itself.
 
         Raises:
-            SettingError: for weights of rows that do not fit the budget, or not one a row.
+            SettingError: for weights of rows that do not fit the budget, or not one a row; for a core of rows that are
+                to be balanced.
         """
+        if core is not None and self.groups is not None:
+            got = f"balance by column {self.groups.column!r} where the most ordinary rows are trained on, as to detect"
+            raise SettingError(got, "one of the two", "a fit without --for detect, or without --balance")
         if weight is not None and not self.resident:
             raise SettingError("row weights for data that is streamed", "rows that fit training.budget")
         with world.agreed():
@@ -188,10 +201,11 @@ class Rows:
         common = self.resident or given is not None
         validation = None if held is None else Resident(placed(held, device), self.batch_size, self.seed, False, common)
         if self._train is not None:
-            return Resident(placed(self._train, device), self.batch_size, self.seed), validation
+            train = placed(self._train, device)
+            return Resident(train, self.batch_size, self.seed, balance=self._balance), validation
         reader = world.rank(), world.size()
         shuffle = Shuffle(self.source, self.split, self.seed, self.window, reader)
-        return Streamed(shuffle, self.preparer, self._share, self.count, device), validation
+        return Streamed(shuffle, self.preparer, self._share, self.count, device, self.groups), validation
 
     def _joined(self, held: Batch | None) -> Batch | None:
         """Rows held out of this process's own, or one of no weight where only others have some."""
@@ -278,7 +292,9 @@ class Rows:
         source = open_source(self.wanted, reading=self.source.reading, texts=self.preparer.texts)
         with naming(source):
             for first, raw in source.batches():
-                thinned.add(self.preparer.prepare(raw, first))
+                rows = self.preparer.prepare(raw, first)
+                there = self.groups is not None and self.groups.column in raw.schema.names
+                thinned.add(self._weighed(rows, raw) if there else rows)
         self._held = thinned.batch()
         if self._held is None:
             raise DataError(f"{source.name} has no rows to validate on", "at least one row")
@@ -307,12 +323,13 @@ class Rows:
 
     def _filled(self, weight: np.ndarray | None) -> tuple[Batch | None, Batch | None]:
         table = Filling(self.preparer.schema, self.count if self.resident else 0, weight is not None)
-        thinned, at = Thinned(self._limit), 0
+        thinned, at, grouped = Thinned(self._limit), 0, []
         source = self.source if self.resident else self.source.shard(world.rank(), world.size())
         for first, raw in timed("read", source.batches()):
             if self.split is not None and not self.resident:  # the others are prepared when they are streamed
                 with spent("prepare"):
-                    thinned.add(self.preparer.prepare(raw.filter(pa.array(self.split.held_out(raw, first)))))
+                    out = raw.filter(pa.array(self.split.held_out(raw, first)))
+                    thinned.add(self._weighed(self.preparer.prepare(out), out))
                 continue
             with spent("prepare"):
                 rows = self.preparer.prepare(raw, first)
@@ -320,13 +337,22 @@ class Rows:
                 chunk = torch.as_tensor(weight[at : at + len(rows)], dtype=torch.float32)
                 rows = replace(rows, weight=chunk)
             at += len(rows)
+            groups = None if self.groups is None else self.groups.of(raw)
             if self.split is not None:
                 held = torch.from_numpy(self.split.held_out(raw, first))
-                thinned.add(rows[held])
-                rows = rows[~held]
+                thinned.add(self._weighed(rows, raw)[held])
+                rows, groups = rows[~held], None if groups is None else groups[~held]
             if self.resident:
                 table.add(rows)
+                grouped += [] if groups is None else [groups]
+        self._balance = self.groups.balance(torch.cat(grouped)) if self.groups and grouped else None
         return (table.batch if self.resident else None), thinned.batch()
+
+    def _weighed(self, rows: Batch, raw: pa.RecordBatch) -> Batch:
+        """Rows that validate, of which those of every group count for as much where groups are balanced."""
+        if self.groups is None:
+            return rows
+        return replace(rows, weight=rows.weights() * self.groups.rates[self.groups.of(raw)].float())
 
 
 def wishes(columns: Mapping[str, str]) -> tuple[dict[str, Kind], dict[str, str]]:

@@ -27,6 +27,7 @@ from narrows.errors import DataError
 
 Kind = Literal["number", "count", "binary", "category", "date", "image", "series", "audio", "tokens", "bag"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MANY_LEVELS = ("classes", "vector", "strange")  # facts of a column that only categories with many levels have
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Column:
             of a text. The `side` cells behind them (a ragged series' length, a window's own scale) have no place in
             it. Empty for scalars, bags and plain matrices.
         rate: samples per second of a sound.
+        classes: of a category with many levels: the classes that its levels are dealt to, the first so many to the
+            first class and so on, so that a level is told in two steps; 0 where one softmax tells them all.
+        vector: of such a category: numbers that stand for a level where it is read, and that tell it within its class.
+        strange: of such a category: codes from `levels` on that unseen levels share, each by its hash; else one.
     """
 
     name: str
@@ -60,6 +65,9 @@ class Column:
     bounded: bool = False
     grid: tuple[int, ...] = ()
     rate: int = 0
+    classes: int = 0
+    vector: int = 0
+    strange: int = 1
 
     @property
     def categorical(self) -> bool:
@@ -70,6 +78,16 @@ class Column:
     def cells(self) -> int:
         """Cells the column owns: its numbers, or its codes."""
         return prod(self.grid) if self.categorical else self.width
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the decoder says of each code cell: one a level and one for others; or classes and a vector."""
+        return self.classes + 1 + self.vector if self.classes else self.levels + 1
+
+    @property
+    def fellows(self) -> int:
+        """Levels of a class, fewer of the last."""
+        return -(-self.levels // self.classes)
 
     @property
     def side(self) -> int:
@@ -120,10 +138,19 @@ class Schema:
         """Known levels of each code cell (M entries): those of a text repeat for each of its tokens."""
         return tuple(levels for c in self.columns if c.categorical for levels in [c.levels] * c.cells)
 
-    @property
+    @cached_property
+    def most(self) -> tuple[int, ...]:
+        """The highest code of each code cell: unseen levels have those from its `levels` on."""
+        return tuple(c.levels + c.strange - 1 for c in self.columns if c.categorical for _ in range(c.cells))
+
+    @cached_property
     def outputs(self) -> int:
-        """Numbers that describe a row: one for each number cell, and for each code one a level and one for others."""
-        return self.numbers + sum(self.levels) + len(self.levels)
+        """Numbers that describe a row: one for each number cell, and for each code one a level and one for others.
+
+        Of a category with many levels, what the decoder says and the vectors that it is compared with.
+        """
+        codes = [c for c in self.columns if c.categorical]
+        return self.numbers + sum(c.cells * (c.outputs + c.vector * (c.fellows if c.classes else 0)) for c in codes)
 
     @property
     def cells(self) -> int:
@@ -154,8 +181,11 @@ class Schema:
         return [cell for name in ordered for cell in named[name]]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Plain lists and dicts, for the model file."""
-        return [asdict(column) for column in self.columns]
+        """Plain lists and dicts, for the model file; what only categories with many levels have, only for them."""
+        return [
+            {key: fact for key, fact in asdict(column).items() if column.classes or key not in MANY_LEVELS}
+            for column in self.columns
+        ]
 
     @classmethod
     def from_json(cls, columns: list[Mapping[str, Any]]) -> Schema:
@@ -232,7 +262,8 @@ class Batch:
     Args:
         numbers: (B, N) float32 in prepared units; where unseen, the training mean, never NaN. Beside `sparse` only the
             numbers of the columns that are not bags.
-        codes: (B, M) int64 in `0..levels`, the last meaning "another level"; where unseen, also that.
+        codes: (B, M) int64 in `0..levels`, the last meaning "another level"; where unseen, also that. Of a category
+            with many levels, other levels have several codes from there on.
         seen: (B, C) bool, numbers first, without the bags' cells where they are sparse; None says that every cell is
             there, and costs nothing.
         weight: (B,) float32 row weights; None weighs all rows alike.

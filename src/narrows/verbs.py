@@ -202,6 +202,7 @@ def evaluate(
     model: Path,
     data: str,
     *,
+    groups: str | None = None,
     likelihood: int | None = None,
     json: bool = False,
     applying: Annotated[Applying | None, Flat] = None,
@@ -211,13 +212,14 @@ def evaluate(
     Args:
         model: a .narrows file.
         data: rows with the columns of the training data, best ones it was not trained on.
+        groups: a column, modeled or not, for each of whose values errors are told apart; by default that of --balance.
         likelihood: also estimate -log p(x) with this many draws of each row's code; papers take 5,000.
         json: print the result as JSON.
     """
     fitted = model_of(model, applying)
     source = rows_of(fitted, data, applying)
     estimate = None if likelihood is None else log_likelihood(fitted, source, likelihood)
-    result = measure(fitted, source, Baseline.of(fitted, source))
+    result = measure(fitted, source, Baseline.of(fitted, source), groups)
     if json:
         more = {"likelihood": asdict(estimate)} if estimate else {}
         print(jsonlib.dumps(result.to_json() | more, sort_keys=True))
@@ -225,7 +227,11 @@ def evaluate(
         console = Console()
         console.width = max(console.width, NARROWEST)
         console.print(result.table())
+        if result.groups:
+            console.print(result.groups.table())
         say(result.verdict)
+        if result.groups:
+            say(result.groups.sentence)
         if estimate:
             say(str(estimate))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from narrows.errors import SettingError
-from narrows.model.categorical import drawn
+from narrows.model.draws import drawn
 from narrows.model.families import NumberFamily
 
 Floats = npt.NDArray[np.float64]

@@ -173,7 +173,7 @@ def _over_grids(
     encoders, decoders, spans, columns = [], [], [], {}
     for index, (name, settings) in enumerate(chosen.items()):
         column, start = schema[name], likelihood.spans[name].start
-        outputs = column.levels + 1 if column.categorical else column.grid[-1]
+        outputs = column.outputs if column.categorical else column.grid[-1]
         grid = Grid(positions(column), embed.channels(index), outputs)
         columns[name] = settings.settled(grid, told=column.categorical)
         encoder, decoder = columns[name].pair(grid)
@@ -259,7 +259,8 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
     dense = _joining(network.dense, mixed=False).settled(encoder.width, code.features, code.size, decoder.width)
     down, up = dense.build(encoder.width, code.features, code.size, decoder.width)
     numbers = [cell for name in likelihood.spans if name in schema.names for cell in _number_cells(schema, name)]
-    heads = CellHeads(numbers, schema.levels, width)
+    outputs = [column.outputs for column in schema if column.categorical for _ in range(column.cells)]
+    heads = CellHeads(numbers, outputs, width)
     settled = replace(network, dense=dense, transformer=settings)
     return CellEmbed(schema, width, masking), Fused([encoder], down), Celled(up, decoder, heads), settled
 

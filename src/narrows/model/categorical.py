@@ -1,15 +1,19 @@
 """The distribution of category cells and of a text's tokens: a softmax for each cell, many cells at once.
 
-Knows the number of levels of each column, and nothing of what they are.
+Knows the number of levels of each column, and nothing of what they are. Columns with many are told in two steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from narrows.model.draws import drawn
+from narrows.model.factored import Classes, Factored
 
 ROOM = 4  # times as much memory that padding may take
 
@@ -18,26 +22,47 @@ class Categorical(nn.Module):
     """M category cells, each over its known levels and one more for all others.
 
     Columns are padded to the largest of their group, so that a group is one softmax. Most tables are one group;
-    where a few large columns among many small ones would make it mostly padding, there are several.
+    where a few large columns among many small ones would make it mostly padding, there are several. Columns with many
+    levels are no softmax over all (see `factored`), and stand behind them.
+
+    Args:
+        levels: known ones of each cell.
+        many: cell -> how its levels are told, where they are many.
+        members: networks side by side.
     """
 
     back: Tensor
 
-    def __init__(self, levels: tuple[int, ...]) -> None:
+    def __init__(
+        self, levels: tuple[int, ...], many: Mapping[int, Classes] | None = None, members: int | None = None
+    ) -> None:
         super().__init__()
-        self.outputs = sum(levels) + len(levels)
-        groups = groups_alike(levels)
-        self.groups = nn.ModuleList(_Padded(levels, columns) for columns in groups)
-        order = torch.tensor([column for columns in groups for column in columns])
+        many = many or {}
+        widths = [many[cell].outputs if cell in many else count + 1 for cell, count in enumerate(levels)]
+        self.outputs = sum(widths)
+        plain = [cell for cell in range(len(levels)) if cell not in many]
+        alike = groups_alike(tuple(levels[cell] for cell in plain)) if plain else []
+        groups = [[plain[place] for place in places] for places in alike]
+        self.groups = nn.ModuleList(_Padded(levels, columns, widths) for columns in groups)
+        self.factored = nn.ModuleList(Factored(shape, members) for shape in many.values())
+        starts = list(accumulate(widths, initial=0))
+        self.spans = [(cell, slice(starts[cell], starts[cell + 1])) for cell in many]
+        order = torch.tensor([column for columns in groups for column in columns] + list(many))
         self.register_buffer("back", order.argsort(), persistent=False)
 
     def log_prob(self, outputs: Tensor, codes: Tensor) -> Tensor:
         """Log probability of each code, (..., B, M)."""
-        return self._joined([group.log_prob(outputs, codes) for group in self._groups()])
+        parts = [group.log_prob(outputs, codes) for group in self._groups()]
+        for told, (cell, span) in zip(self._factored(), self.spans, strict=True):
+            parts.append(told.log_prob(outputs[..., span], codes[:, cell]).unsqueeze(-1))
+        return self._joined(parts)
 
     def mode(self, outputs: Tensor) -> Tensor:
         """The most probable known level of each cell, (..., B, M)."""
-        return self._joined([group.mode(outputs) for group in self._groups()])
+        parts = [group.mode(outputs) for group in self._groups()]
+        for told, (_, span) in zip(self._factored(), self.spans, strict=True):
+            parts.append(told.mode(outputs[..., span]).unsqueeze(-1))
+        return self._joined(parts)
 
     def sample(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """A drawn known level of each cell, (..., B, M), from torch's global generator.
@@ -46,7 +71,13 @@ class Categorical(nn.Module):
             outputs: logits.
             temperature: these are divided by it: below 1 the probable becomes more probable.
         """
-        return self._joined([group.sample(outputs, temperature) for group in self._groups()])
+        parts = [group.sample(outputs, temperature) for group in self._groups()]
+        for told, (_, span) in zip(self._factored(), self.spans, strict=True):
+            parts.append(told.sample(outputs[..., span], temperature).unsqueeze(-1))
+        return self._joined(parts)
+
+    def _factored(self) -> list[Factored]:
+        return list(self.factored)  # type: ignore[arg-type]
 
     def _groups(self) -> list[_Padded]:
         return list(self.groups)  # type: ignore[arg-type]
@@ -71,15 +102,15 @@ def groups_alike(levels: tuple[int, ...]) -> list[list[int]]:
 
 
 class _Padded(nn.Module):
-    """Some category columns as one softmax over the largest one's levels."""
+    """Some category columns as one softmax over the largest one's levels; `widths` are the outputs of every column."""
 
     index: Tensor
     known: Tensor
     columns: Tensor
 
-    def __init__(self, levels: tuple[int, ...], columns: list[int]) -> None:
+    def __init__(self, levels: tuple[int, ...], columns: list[int], widths: list[int]) -> None:
         super().__init__()
-        starts = list(accumulate((count + 1 for count in levels), initial=0))
+        starts = list(accumulate(widths, initial=0))
         start = torch.tensor([starts[column] for column in columns]).unsqueeze(1)
         count = torch.tensor([levels[column] for column in columns]).unsqueeze(1)
         place = torch.arange(max(levels[column] for column in columns) + 1)
@@ -109,11 +140,3 @@ class _Padded(nn.Module):
     def sample(self, outputs: Tensor, temperature: float) -> Tensor:
         """A drawn known level of each cell, (..., B, m)."""
         return drawn(self.log_chances(outputs).masked_fill(~self.known, float("-inf")), temperature)
-
-
-def drawn(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """(...) the place of one of the last axis' entries, drawn with chances that are the softmax of (..., n) logits.
-
-    By the largest of logits with Gumbel noise: no chances need to be summed up, and -inf is never drawn.
-    """
-    return (logits / temperature - torch.empty_like(logits).exponential_().log()).argmax(-1)

@@ -1,12 +1,13 @@
 """From cells to what the encoder reads: one vector a row, or the grids of array columns beside a vector of the rest.
 
-    Embed      numbers as they are, counts as logarithms, categories one-hot, a flag for each cell with holes -> (B, D)
+    Embed      numbers as they are, counts as logarithms, categories one-hot or, with many levels, as vectors of a
+               table, a flag for each cell with holes -> (B, D)
     GridEmbed  images, series, sounds and texts in their own shape, everything else through an Embed -> View
 
-A dense layer over one-hot cells is an embedding table, so categories need no table of their own here; tokens have one,
-shared by all places of a text. An unseen cell enters as zero together with its flag, so it is told from a cell that is
-zero; cells that never had holes in training and are never masked have no flag and no weights to spend on one: if one
-is missing later, its training mean stands in.
+A dense layer over one-hot cells is an embedding table, so categories need no table of their own here, until one-hot
+cells would be too wide; tokens have one, shared by all places of a text. An unseen cell enters as zero together with
+its flag, so it is told from a cell that is zero; cells that never had holes in training and are never masked have no
+flag and no weights to spend on one: if one is missing later, its training mean stands in.
 """
 
 from __future__ import annotations
@@ -50,14 +51,17 @@ class Embed(nn.Module):
         self.without = frozenset(without)
         columns = [c for c in schema if not (c.categorical and c.name in self.without)]
         numbers = sorted(cell for c in columns if not c.categorical for cell in self._vector_cells(schema, c))
-        hot = [schema.spans[c.name].start for c in columns if c.categorical and not c.grid]
-        levels = [c.levels for c in columns if c.categorical and not c.grid]
+        told = [c for c in columns if c.categorical and not c.grid]
+        hot = [schema.spans[c.name].start for c in told if not c.classes]
+        levels = [c.levels for c in told if not c.classes]
         hollow = set(range(schema.cells) if masking else schema.cells_where(holes=True))
         bags = set(schema.cells_where(kind="bag"))  # an item that was hidden looks like one that is not there
-        holes = [cell for cell in (*numbers, *hot) if cell in hollow and cell not in bags]
+        places = [schema.spans[c.name].start for c in told]
+        holes = [cell for cell in (*numbers, *places) if cell in hollow and cell not in bags]
         self.every = len(numbers) == schema.numbers
         self.numbers, self.cells, self.levels = len(numbers), schema.numbers, sum(levels)
         self.texts = nn.ModuleList(Tokens(c, schema) for c in columns if c.categorical and c.grid)
+        self.tables = nn.ModuleList(Table(c, schema) for c in told if c.classes)
         self.counts = Counts(schema, numbers)
         indices = {
             "at": numbers,
@@ -72,7 +76,7 @@ class Embed(nn.Module):
         self.register_buffer("hollow", torch.tensor(emptied, dtype=torch.bool), persistent=False)
         self.hiding = any(emptied)
         texts = sum(prod(c.grid) * TOKEN_WIDTH for c in columns if c.categorical and c.grid)
-        self.width = self.numbers + self.levels + len(holes) + texts
+        self.width = self.numbers + self.levels + len(holes) + texts + sum(c.vector for c in told if c.classes)
 
     def _vector_cells(self, schema: Schema, column: Column) -> range:
         span = schema.spans[column.name]
@@ -86,6 +90,7 @@ class Embed(nn.Module):
         if len(self.holes):
             parts.append(self._flags(batch))
         parts += [table(batch).flatten(1) for table in self.texts]
+        parts += [table(batch) for table in self.tables]
         if not parts:
             return batch.numbers[:, :0]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -177,6 +182,35 @@ class Tokens(nn.Module):
     def feed(self, codes: Tensor) -> Tensor:
         """(B, TOKEN_WIDTH) of one place's codes (B,)."""
         vectors: Tensor = self.table(codes)
+        return vectors
+
+
+class Table(nn.Module):
+    """A category with many levels as vectors: one a level, and one for each of the codes that unseen levels share.
+
+    Rare levels, which have no code of their own, train the latter, as do levels that training shows as unseen.
+
+    Args:
+        column: a category of many levels.
+        schema: it stands in.
+    """
+
+    def __init__(self, column: Column, schema: Schema) -> None:
+        super().__init__()
+        self.cell, self.levels, self.strange = schema.spans[column.name].start, column.levels, column.strange
+        self.code = self.cell - schema.numbers
+        self.vectors = nn.Embedding(column.levels + column.strange, column.vector)
+        with torch.no_grad():  # as long as a one-hot cell, however many numbers
+            self.vectors.weight.mul_(column.vector**-0.5)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, vector), zeros where the cell was not seen."""
+        codes = batch.codes[:, self.code]
+        if self.training:
+            codes = with_strangers(codes, self.levels, self.strange)
+        vectors: Tensor = self.vectors(codes)
+        if batch.seen is not None:
+            vectors = vectors * batch.seen[:, self.cell].unsqueeze(-1)
         return vectors
 
 
@@ -286,6 +320,7 @@ class CellEmbed(nn.Module):
     hollow: Tensor
     sizes: Tensor
     starts: Tensor
+    strange: Tensor
 
     def __init__(self, schema: Schema, width: int, masking: bool = False) -> None:
         super().__init__()
@@ -295,15 +330,18 @@ class CellEmbed(nn.Module):
         self.offset = nn.Parameter(torch.randn(schema.cells, width) * width**-0.5)
         hollow = list(range(schema.cells)) if masking else schema.cells_where(holes=True)
         self.missing = nn.Parameter(torch.randn(len(hollow), width) * width**-0.5)
-        self.table = nn.Embedding(sum(schema.levels) + len(schema.levels), width)
-        starts = [sum(schema.levels[:i]) + i for i in range(len(schema.levels))]
-        for name, index in (("hollow", hollow), ("starts", starts), ("sizes", schema.levels)):
+        codes = [most + 1 for most in schema.most]
+        self.table = nn.Embedding(sum(codes), width)
+        starts = [*accumulate(codes, initial=0)][:-1]
+        strange = [count - levels for count, levels in zip(codes, schema.levels, strict=True)]
+        indices = {"hollow": hollow, "starts": starts, "sizes": schema.levels, "strange": strange}
+        for name, index in indices.items():
             self.register_buffer(name, torch.tensor(index, dtype=torch.long), persistent=False)
 
     def forward(self, batch: Batch) -> View:
         """The encoder's input: one grid of C positions, all of them present, since a hole says something too."""
         numbers = self.counts(batch.numbers).unsqueeze(-1) * self.slope
-        codes = with_strangers(batch.codes, self.sizes) if self.training else batch.codes
+        codes = with_strangers(batch.codes, self.sizes, self.strange) if self.training else batch.codes
         vectors = torch.cat([numbers, self.table(codes + self.starts)], dim=1)
         if batch.seen is not None and len(self.hollow):
             seen = batch.seen[:, self.hollow].unsqueeze(-1)
@@ -311,9 +349,21 @@ class CellEmbed(nn.Module):
         return View(batch.numbers[:, :0], (vectors + self.offset,), (None,))
 
 
-def with_strangers(codes: Tensor, sizes: Tensor | int) -> Tensor:
-    """Codes with a few made unknown, so that the encoder has met what unseen levels will look like."""
-    return torch.where(drawn(torch.rand, *codes.shape, device=codes.device) < STRANGERS, sizes, codes)
+def with_strangers(codes: Tensor, sizes: Tensor | int, strange: Tensor | int = 1) -> Tensor:
+    """Codes with a few made unknown, so that the encoder has met what unseen levels will look like.
+
+    Args:
+        codes: (B,) or (B, M).
+        sizes: known levels of each.
+        strange: codes of unknown levels, from `sizes` on, of which one is drawn.
+    """
+    chance = drawn(torch.rand, *codes.shape, device=codes.device)
+    if isinstance(strange, int) and strange == 1:
+        return torch.where(chance < STRANGERS, sizes, codes)
+    which = (chance / STRANGERS * strange).long()  # of chances below STRANGERS; as good as a draw of its own
+    last = strange - 1
+    unknown = sizes + (torch.minimum(which, last) if isinstance(last, Tensor) else which.clamp(max=last))
+    return torch.where(chance < STRANGERS, unknown, codes)
 
 
 def one_hot(codes: Tensor, known: Tensor, starts: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:

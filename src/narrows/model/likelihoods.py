@@ -1,10 +1,10 @@
 """From the decoder's outputs to a distribution over cells: one family for each kind of cell, joined.
 
 A row's outputs are those of the N number cells (a location for each, or the chances of its bins), then `levels + 1`
-logits for each category and each token of a text: its known levels, and one for every other. Each family knows its link
-from outputs to the range of its data. The words people use: `mse` is a Gaussian of fixed scale without its constant, so
-that the loss is the sum of squared errors; `bce` is the Bernoulli likelihood; cross-entropy is what every category and
-token has.
+logits for each category and each token of a text: its known levels, and one for every other; fewer of a category with
+many levels (see `factored`). Each family knows its link from outputs to the range of its data. The words people use:
+`mse` is a Gaussian of fixed scale without its constant, so that the loss is the sum of squared errors; `bce` is the
+Bernoulli likelihood; cross-entropy is what every category and token has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.model.binned import BINS, Bins
-from narrows.model.categorical import Categorical, drawn
+from narrows.model.categorical import Categorical
+from narrows.model.draws import drawn
+from narrows.model.factored import Classes
 from narrows.model.families import (
     Bernoulli,
     Gaussian,
@@ -137,7 +139,7 @@ class Likelihood(nn.Module):
         each = [family.outputs for family in self._families()]
         self.widths = [outputs * size for outputs, size in zip(each, self.sizes, strict=True)]
         self.spans = _output_spans(schema, {c: n for group, n in zip(groups, each, strict=True) for c in group})
-        self.categories = Categorical(schema.levels) if schema.levels else None
+        self.categories = Categorical(schema.levels, _many(schema), members) if schema.levels else None
         self.cells, self.count = schema.numbers, sum(self.widths)
         spans = {column.name: schema.spans[column.name] for column in schema if column.categorical}
         self.places = {c: slice(span.start - self.cells, span.stop - self.cells) for c, span in spans.items()}
@@ -294,11 +296,19 @@ def _word(column: Column, asked: str, for_all: bool) -> str:
     return word
 
 
+def _many(schema: Schema) -> dict[int, Classes]:
+    """Code cell -> how its levels are told, of categories with many."""
+    columns = [column for column in schema if column.classes]
+    places = [schema.spans[column.name].start - schema.numbers for column in columns]
+    shapes = [Classes(column.levels, column.classes, column.vector) for column in columns]
+    return dict(zip(places, shapes, strict=True))
+
+
 def _output_spans(schema: Schema, numbers: dict[str, int]) -> dict[str, slice]:
     """Where each column's outputs stand: the numbers in this order, so many a cell, then the codes in the schema's."""
     codes = [column for column in schema if column.categorical]
     ordered = [(name, schema[name].width * outputs) for name, outputs in numbers.items()]
-    ordered += [(column.name, column.cells * (column.levels + 1)) for column in codes]
+    ordered += [(column.name, column.cells * column.outputs) for column in codes]
     starts = accumulate((width for _, width in ordered), initial=0)
     return {name: slice(start, start + width) for (name, width), start in zip(ordered, starts, strict=False)}
 

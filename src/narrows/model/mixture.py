@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from narrows.model.categorical import drawn
+from narrows.model.draws import drawn
 from narrows.model.priors import Prior
 
 

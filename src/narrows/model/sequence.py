@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from narrows.errors import SettingError
 from narrows.model.autoencoder import Loss
-from narrows.model.categorical import drawn
+from narrows.model.draws import drawn
 from narrows.model.priors import Prior
 from narrows.networks.dense import linear
 from narrows.networks.grids import Grid

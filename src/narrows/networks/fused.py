@@ -150,19 +150,19 @@ class CellHeads(nn.Module):
 
     Args:
         numbers: the number cells in the order of their outputs, of which each has one.
-        levels: of each category cell, which has `levels + 1` outputs.
+        outputs: of each category cell.
         width: numbers that stand for a cell.
     """
 
     order: Tensor
 
-    def __init__(self, numbers: Sequence[int], levels: Sequence[int], width: int) -> None:
+    def __init__(self, numbers: Sequence[int], outputs: Sequence[int], width: int) -> None:
         super().__init__()
         self.register_buffer("order", torch.tensor(numbers, dtype=torch.long), persistent=False)
         # no matrix: each number has a direction of its own, as in `CellEmbed`
         self.slope = nn.Parameter(torch.randn(len(numbers), width) * width**-0.5)
         self.bias = nn.Parameter(torch.zeros(len(numbers)))
-        self.levels = nn.ModuleList(nn.Linear(width, count + 1) for count in levels)
+        self.levels = nn.ModuleList(nn.Linear(width, count) for count in outputs)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, width) -> (B, outputs)."""

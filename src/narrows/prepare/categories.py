@@ -1,12 +1,21 @@
 """Category columns: counting their values in a stream, choosing the levels to keep, and values to codes and back.
 
-Counts are exact up to a limit of distinct values. Beyond it, text keeps the most frequent ones (counts are then
-lower bounds), and numbers, which are hardly categories then, are no longer counted at all.
+Counts are exact up to a limit of distinct values. Beyond it, numbers, which are hardly categories then, are no longer
+counted at all. Of text the frequent values are kept by a summary (Misra & Gries 1982; merged as by Agarwal et al.
+2012): every value has a credit beside its count, and whenever there are too many, the first credit that is one too
+many is taken off all, and the values behind it are dropped. So counts are lower bounds, too low by at most rows /
+limit, and a value that is in more rows than that is never lost, wherever they stand.
+
+A column of more than 256 levels is told in two steps and read by a table of vectors (see `model.factored`,
+`model.embed`). Its unseen levels are spread over a few codes by their hash, so that two of them are hardly ever the
+same to the encoder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -22,6 +31,11 @@ OTHER_LEVELS = 50_000  # below a batch of the sources, so that a column of disti
 MOST_BYTES = 128 << 20  # of values that are counted: whole documents are hardly categories
 FEW_UNKNOWN = 5  # unknown values that pass without a word where training had some too
 FEW_LEVELS = 20  # up to so many levels, those that occurred once are kept too
+MANY = 256  # levels up to which they are read and told one by one: beyond, tables of vectors take less time and memory
+MOST_LEVELS = 1 << 17  # that get a code of their own: 131,072 vectors of 64 numbers are 34 MB, for reading and telling
+STRANGE = 64  # codes that the unseen levels of a column of many share
+MORE_CLASSES = 4  # a class is a column of a product, its levels are fetched row by row: many classes, of few levels
+WIDEST_VECTOR = 64
 
 Codes = npt.NDArray[np.int64]
 
@@ -33,6 +47,9 @@ class Counts:
         arrow: the column's Arrow type.
         limit: distinct values to count; by default 1,000,000 of text and 50,000 of anything else.
         keeping: whether the most frequent values are kept beyond the limit; by default those of text are.
+
+    Attributes:
+        lost: how much too low a count may be at most.
     """
 
     def __init__(self, arrow: Type, limit: int | None = None, keeping: bool = False) -> None:
@@ -40,6 +57,7 @@ class Counts:
         self.keeping = keeping or is_text(self.type)
         self.limit = limit or (TEXT_LEVELS if self.keeping else OTHER_LEVELS)
         self.overflowed = False
+        self.lost = 0
         self._blocks: list[pa.Table] = []
 
     def add(self, array: Values) -> Values:
@@ -47,12 +65,14 @@ class Counts:
         if not self.counting:
             return array[:0]
         pairs = pc.value_counts(without_nan(plain(array).cast(self.type)).drop_null())
-        self._add(pa.table({"value": pairs.field("values"), "count": pairs.field("counts")}))
+        counts = pairs.field("counts")
+        self._add(pa.table({"value": pairs.field("values"), "count": counts, "credit": counts}))
         return pairs.field("values")
 
     def merge(self, other: Counts) -> None:
         """Adds what another part of the rows held."""
         self.overflowed |= other.overflowed
+        self.lost += other.lost
         if self.counting:
             self._add(other._merged())
         else:
@@ -71,19 +91,28 @@ class Counts:
         merged = self._merged()
         limit = min(self.limit, max(1, len(merged) * MOST_BYTES // max(1, merged.nbytes)))
         self.overflowed |= len(merged) > limit
-        self._blocks = [self._ranked(merged)[:limit] if len(merged) > limit else merged]
+        self._blocks = [self._reduced(merged, limit) if len(merged) > limit else merged]
         if not self.counting:
             self._blocks = []
 
     def _merged(self) -> pa.Table:
         if not self._blocks:
-            return pa.table({"value": pa.array([], self.type), "count": pa.array([], pa.int64())})
-        whole = pa.concat_tables(self._blocks).group_by("value").aggregate([("count", "sum")])
-        return whole.select(["value", "count_sum"]).rename_columns(["value", "count"])
+            nothing = pa.array([], pa.int64())
+            return pa.table({"value": pa.array([], self.type), "count": nothing, "credit": nothing})
+        whole = pa.concat_tables(self._blocks).group_by("value").aggregate([("count", "sum"), ("credit", "sum")])
+        return whole.select(["value", "count_sum", "credit_sum"]).rename_columns(["value", "count", "credit"])
+
+    def _reduced(self, table: pa.Table, limit: int) -> pa.Table:
+        """The values of most credit, less that of the first beyond the limit."""
+        ranked = self._ranked(table, "credit")
+        cut = ranked["credit"][limit].as_py()
+        self.lost += cut
+        kept = ranked[:limit]
+        return kept.set_column(2, "credit", pc.subtract(kept["credit"], cut))
 
     @staticmethod
-    def _ranked(table: pa.Table) -> pa.Table:
-        return table.take(pc.sort_indices(table, sort_keys=[("count", "descending"), ("value", "ascending")]))
+    def _ranked(table: pa.Table, by: str = "count") -> pa.Table:
+        return table.take(pc.sort_indices(table, sort_keys=[(by, "descending"), ("value", "ascending")]))
 
     def ranked(self) -> tuple[Values, Codes]:
         """The values, the most frequent first and equally frequent ones in their own order; and their counts."""
@@ -109,11 +138,13 @@ class Levels:
 
     Args:
         values: by code, in the type of `level_type`.
-        rest: share of the training values that got no code of their own, and so trained the one of unseen levels.
+        rest: share of the training values that got no code of their own, and so trained those of unseen levels.
+        strange: codes that unseen levels share.
     """
 
     values: Values
     rest: float = 0.0
+    strange: int = 1
 
     def __len__(self) -> int:
         return len(self.values)
@@ -156,8 +187,8 @@ def encode(
         first_row: id of the first row, for messages.
 
     Returns:
-        (B,) codes, `len(levels)` where missing or unknown; (B,) which values are there, or None where all are; and
-        an unknown level, if more came than in training.
+        (B,) codes, `len(levels)` where missing, and from there on where unknown; (B,) which values are there, or None
+        where all are; and an unknown level, if more came than in training.
 
     Raises:
         DataError: where values cannot be read as the type of the levels.
@@ -166,8 +197,36 @@ def encode(
     codes = found_in(values, known)
     seen = np.asarray(values.is_valid()) if values.null_count else None
     unknown = np.flatnonzero((codes == len(levels)) & (True if seen is None else seen))
+    if levels.strange > 1 and len(unknown):
+        codes = codes.copy()  # Arrow's may not be written to
+        codes[unknown] += hashed(values.take(pa.array(unknown)), levels.strange)
     surprise = levels.surprised(len(unknown), len(codes))
     return codes, seen, str(values[int(unknown[0])].as_py()) if surprise else None
+
+
+def hashed(values: Values, buckets: int) -> Codes:
+    """(B,) which of some buckets each value belongs to: the same in every process, on every machine and for ever.
+
+    By BLAKE2b of its text; a number's is that of a float, whatever its type.
+    """
+    distinct = values.dictionary_encode()
+    whole = is_plain_number(values.type)
+    texts = [str(float(value) if whole else value).encode() for value in distinct.dictionary.to_pylist()]
+    hashes = [int.from_bytes(blake2b(text, digest_size=8).digest(), "little") % buckets for text in texts]
+    found: Codes = np.array(hashes, np.int64)[distinct.indices.to_numpy()]
+    return found
+
+
+def dealt(levels: int) -> dict[str, int]:
+    """The facts of a `Column` with so many levels that only a category with many has; none for fewer.
+
+    Vectors have 1.6 levels^0.56 numbers, the rule of thumb of fastai (Howard & Gugger 2020), and 64 at most.
+    """
+    if levels <= MANY:
+        return {}
+    fellows = ceil(sqrt(levels) / MORE_CLASSES)
+    vector = min(WIDEST_VECTOR, round(1.6 * levels**0.56))
+    return {"classes": ceil(levels / fellows), "vector": vector, "strange": STRANGE}
 
 
 def found_in(values: Values, known: Values) -> Codes:

@@ -21,7 +21,7 @@ from narrows.errors import DataError, DataWarning, SettingError
 from narrows.prepare.arrow import Cells, Values
 from narrows.prepare.arrow_types import Nature, canonical, is_text, level_type
 from narrows.prepare.bags import WORDS, Items, Tally, learn_items, tally_words
-from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels
+from narrows.prepare.categories import FEW_LEVELS, Levels, choose_levels, dealt
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.ragged import read_lists
 from narrows.prepare.series import Series, SeriesBlock, plan_series, series_of, with_floor
@@ -114,12 +114,16 @@ def _learn(name: str, column: ColumnStatistics, statistics: Statistics, wishes: 
     if _without_values(column, statistics.rows):
         return Learnt(_filled(entry, width=0))
     if not (wish or column.hints.kind) and column.nature == "text" and _differs_in_every_row(column):
-        text = "has another value in every row, so nothing can be learnt of it: left out, it comes back empty"
+        lost = column.counts.lost if column.counts else 0
+        text = (
+            "has more values than can be counted, none of them frequent" if lost else "has another value in every row"
+        )
+        text = f"{text}, so nothing can be learnt of it: left out, it comes back empty"
         _warn(f"column {name!r} {text} (kind 'category' keeps it; kind 'tokens' or 'bag' reads it as text)")
         return Learnt(_filled(entry, width=0))
     if kind in ("binary", "category"):
         levels = _levels(name, column, kind, statistics.rows, wishes.max_levels)
-        return Learnt(_filled(entry, width=0, levels=len(levels)), levels)
+        return Learnt(_filled(entry, width=0, levels=len(levels), **dealt(len(levels))), levels)
     if kind == "tokens":
         return _learn_tokens(entry, column, word or FITTING[kind][0])
     if kind == "bag":
@@ -241,7 +245,8 @@ def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_leve
         raise SettingError(f"column {name!r} has too many distinct values for a category", "text, or another kind")
     values, often = counts.ranked()
     if counts.overflowed:
-        _warn(f"column {name!r} has more than {counts.limit:,} levels: only the most frequent were counted")
+        kept = "only the most frequent were counted" + (f", at most {counts.lost:,} too low" if counts.lost else "")
+        _warn(f"column {name!r} has more than {counts.limit:,} levels: {kept}")
     if kind == "binary" and len(values) > 2:
         raise SettingError(f"column {name!r} has {len(values):,} levels", "two for kind 'binary'", "kind 'category'")
     if column.nature == "flag":
@@ -255,7 +260,7 @@ def _levels(name: str, column: ColumnStatistics, kind: Kind, rows: int, max_leve
         kept = f"its {len(levels)} most frequent levels of {len(values):,} cover under half of its rows"
         hint = " (kind 'tokens' or 'bag' reads it as text)" if column.nature == "text" else ""
         _warn(f"column {name!r}: {kept}; the others share one code and come back as one of these{hint}")
-    return Levels(_in_order(levels, column.order), rest)
+    return Levels(_in_order(levels, column.order), rest, dealt(len(levels)).get("strange", 1))
 
 
 def _in_order(levels: Values, order: Values | None) -> Values:

@@ -32,7 +32,7 @@ from narrows.prepare.arrow import (
 )
 from narrows.prepare.arrow_types import Type, nature, parse_type
 from narrows.prepare.bags import Items, side_by_side
-from narrows.prepare.categories import Levels, decode, encode
+from narrows.prepare.categories import MOST_LEVELS, Levels, decode, encode
 from narrows.prepare.dates import write_dates
 from narrows.prepare.learning import Layout, Wishes, learn_columns
 from narrows.prepare.outliers import Outliers
@@ -80,7 +80,7 @@ class Preparer:
         *,
         kinds: Mapping[str, Kind] | None = None,
         transforms: Mapping[str, str] | None = None,
-        max_levels: int = 256,
+        max_levels: int = MOST_LEVELS,
     ) -> Preparer:
         """A preparer for rows like those of the statistics.
 
@@ -88,7 +88,8 @@ class Preparer:
             statistics: one pass over the training rows.
             kinds: column name to kind, where the default is not meant.
             transforms: column name to a word of `words.FITTING`, likewise; some words imply the kind.
-            max_levels: levels of a category that get a code of their own; the rarer ones share one.
+            max_levels: levels of a category that get a code of their own; the rarer ones share one, or of a category
+                with more than 256 some.
 
         Raises:
             DataError: where there were no rows.
@@ -188,7 +189,8 @@ class Preparer:
             return self._tokens(column, vocabulary, array, first_row)
         codes, seen, unknown = encode(array, self._levels[column.name], column.name, first_row)
         if unknown is not None:
-            text = f"has levels not kept in training, such as {unknown!r}: they share one code"
+            share = "they share one code" if column.strange == 1 else f"they share {column.strange} codes"
+            text = f"has levels not kept in training, such as {unknown!r}: {share}"
             self._warn(column.name, f"column {column.name!r} {text}")
         return torch.from_numpy(codes)[:, None], None if seen is None else torch.from_numpy(seen)[:, None]
 

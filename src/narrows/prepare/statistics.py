@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,8 +64,8 @@ class ColumnStatistics:
     examples: Examples | None = None
 
     @classmethod
-    def of(cls, entry: pa.Field) -> ColumnStatistics:
-        """Of no rows.
+    def of(cls, entry: pa.Field, keeping: bool = False) -> ColumnStatistics:
+        """Of no rows; `keeping` counts values however many there are (see `Counts`).
 
         Raises:
             DataError: where the type cannot be modeled.
@@ -74,7 +75,7 @@ class ColumnStatistics:
         value, shape = value_type(arrow)
         cells = {"text": 0, "empty": 0, "date": PARTS, "tensor": int(np.prod(shape))}.get(kind, 1)
         cells = channels_of(arrow) if kind == "ragged" else cells
-        counts = Counts(arrow) if kind not in ("tensor", "empty", "ragged") else None
+        counts = Counts(arrow, keeping=keeping) if kind not in ("tensor", "empty", "ragged") else None
         if kind == "map":
             counts = Counts(arrow.key_type, keeping=True)
         column = cls(value, shape, kind, Moments.empty(cells), counts, Hints.of(entry))
@@ -192,18 +193,19 @@ class Statistics:
 
     Args:
         schema: Arrow schema of the rows.
+        categories: columns that are to be categories, whatever they look like: their values are all counted.
 
     Raises:
         DataError: where a column cannot be modeled (lists, structs, bytes) or a name stands twice.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, categories: Collection[str] = ()) -> None:
         entries = modeled(schema)
         twice = sorted(name for name, count in Counter(entry.name for entry in entries).items() if count > 1)
         if twice or not entries:
             raise DataError(f"columns {', '.join(twice)} stand twice" if twice else "a table without columns")
         self.rows = 0
-        self.columns = {entry.name: ColumnStatistics.of(entry) for entry in entries}
+        self.columns = {entry.name: ColumnStatistics.of(entry, entry.name in categories) for entry in entries}
         sampled = {name: len(column.moments.count) for name, column in self.columns.items() if column.sampled}
         cells = max(1, sum(sampled.values()))
         self.sample = Sample(max(1, min(SAMPLE_ROWS, SAMPLE_CELLS // cells)), list(sampled))

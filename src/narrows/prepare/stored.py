@@ -21,6 +21,7 @@ from narrows.prepare.arrow import column_type
 from narrows.prepare.arrow_types import is_list, is_map, is_text, nature, parse_type
 from narrows.prepare.bags import Items
 from narrows.prepare.categories import Levels, levels_from_json, levels_to_json
+from narrows.prepare.compact import values_from_tensors, values_to_tensors
 from narrows.prepare.dates import PARTS, PARTS_WITHOUT_CLOCK
 from narrows.prepare.learning import Layout, grid_of, possible_kinds
 from narrows.prepare.ragged import channels_of
@@ -29,17 +30,20 @@ from narrows.prepare.tokens import Vocabulary
 from narrows.prepare.transforms import KNOTS, LIMIT, Scaling
 from narrows.prepare.words import FITTING
 from narrows.schema import Column, Schema
+from narrows.tensorfile import under
 
 MISSING_CELLS = 1 << 22  # most cells believed of a bag, or of a column that was all missing: no tensor backs them
+MOST_NUMBERS = 1 << 16  # of a level's vector, and codes of unseen levels
+LEVELS = "levels."  # what the names of tensors with levels begin with, before the column's place
 LONGEST_FRAME = 1 << 16  # samples of a spectrum's: a window of that many is allocated
 ROOMS: dict[type, str] = {Series: "series", Vocabulary: "texts", Items: "bags"}
 
 
 class StoredLevels(pydantic.BaseModel):
-    """The JSON of one category column's `Levels`."""
+    """The JSON of one category column's `Levels`; of many texts or whole numbers the values are tensors instead."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
-    values: list[Any]
+    values: list[Any] | None
     rest: float = pydantic.Field(ge=0, le=1)
 
 
@@ -59,12 +63,17 @@ def to_stored(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of a preparer's parts."""
     facts: dict[str, Any] = {"columns": schema.to_json(), "levels": {}, **{room: {} for room in ROOMS.values()}}
-    for name, layout in layouts.items():
+    tensors: dict[str, Tensor] = {}
+    for place, column in enumerate(schema):
+        layout = layouts.get(column.name)
         if isinstance(layout, Levels):
-            facts["levels"][name] = {"values": levels_to_json(layout.values), "rest": layout.rest}
-        else:
-            facts[ROOMS[type(layout)]][name] = asdict(layout)
-    return facts, dict(scaling.state_dict())
+            values = levels_to_json(layout.values)
+            many = values_to_tensors(values) if column.classes else {}
+            tensors |= {f"{LEVELS}{place}.{key}": tensor for key, tensor in many.items()}
+            facts["levels"][column.name] = {"values": None if many else values, "rest": layout.rest}
+        elif layout is not None:
+            facts[ROOMS[type(layout)]][column.name] = asdict(layout)
+    return facts, dict(scaling.state_dict()) | tensors
 
 
 def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Schema, dict[str, Layout], Scaling]:
@@ -79,9 +88,11 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
         _require(len(schema) > 0 and len(set(schema.names)) == len(schema), "column names")
         for column in schema:
             _check_column(column)
-        layouts = _checked_levels(schema, checked.levels) | _checked_series(schema, checked.series)
+        of_levels = {name: tensor for name, tensor in tensors.items() if name.startswith(LEVELS)}
+        layouts = _checked_levels(schema, checked.levels, of_levels) | _checked_series(schema, checked.series)
         layouts |= _checked_texts(schema, checked.texts) | _checked_bags(schema, checked.bags)
-        return schema, layouts, _checked_scaling(schema.dense, tensors)
+        others = {name: tensor for name, tensor in tensors.items() if name not in of_levels}
+        return schema, layouts, _checked_scaling(schema.dense, others)
     except (ModelFileError, SettingError):  # the latter where a library is not installed
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, NarrowsError) as error:
@@ -93,16 +104,26 @@ def _with_grid(column: Column) -> Column:
     return replace(column, grid=grid_of(column)) if column.width and column.kind == "image" else column
 
 
-def _checked_levels(schema: Schema, stored: Mapping[str, StoredLevels]) -> dict[str, Layout]:
+def _checked_levels(
+    schema: Schema, stored: Mapping[str, StoredLevels], tensors: Mapping[str, Tensor]
+) -> dict[str, Layout]:
     _require(
         set(stored) == {c.name for c in schema if c.categorical and c.kind != "tokens"}, "names of the category columns"
     )
-    levels = {
-        name: Levels(levels_from_json(known.values, parse_type(schema[name].type)), known.rest)
-        for name, known in stored.items()
-    }
-    _require(all(len(known) == schema[name].levels for name, known in levels.items()), "numbers of levels")
-    return dict(levels)
+    levels: dict[str, Layout] = {}
+    left = set(tensors)
+    for place, column in enumerate(schema):
+        if column.name not in stored:
+            continue
+        known, values = stored[column.name], stored[column.name].values
+        if values is None:
+            many = under(f"{LEVELS}{place}.", tensors)
+            values, left = values_from_tensors(many), left - {f"{LEVELS}{place}.{key}" for key in many}
+        found = levels_from_json(values, parse_type(column.type))
+        _require(len(found) == column.levels, "numbers of levels")
+        levels[column.name] = Levels(found, known.rest, column.strange)
+    _require(not left, "tensors of levels")
+    return levels
 
 
 def _checked_series(schema: Schema, stored: Mapping[str, Series]) -> dict[str, Layout]:
@@ -167,7 +188,9 @@ def _check_column(column: Column) -> None:
         most = 2 ** (arrow.index_type.bit_width - 1) if pa.types.is_dictionary(arrow) else 2**31
         plain = column.width == 0 and not column.shape and not column.grid
         _require(plain and 0 <= column.levels <= most, f"levels of {column.name!r}")
+        _check_classes(column)
         return
+    _require(not column.classes and not column.vector and column.strange == 1, f"classes of {column.name!r}")
     if column.kind == "tokens":  # further checked by the vocabulary
         _require(column.width == 0 and bool(column.levels) == bool(column.grid), f"tokens of {column.name!r}")
         return
@@ -182,6 +205,17 @@ def _check_column(column: Column) -> None:
     widths = {0, math.prod(column.shape)} if column.kind != "date" else {0, PARTS_WITHOUT_CLOCK, PARTS}
     fits = column.width in widths and column.grid == (grid_of(column) if column.width else ())
     _require(fits, f"cells of {column.name!r}")
+
+
+def _check_classes(column: Column) -> None:
+    """Checks that the classes of a category hold its levels, none of them empty."""
+    if not column.classes:
+        _require(not column.vector and column.strange == 1, f"classes of {column.name!r}")
+        return
+    inside = 0 < column.classes <= column.levels
+    inside = inside and (column.classes - 1) * column.fellows < column.levels
+    sized = 0 < column.vector <= MOST_NUMBERS and 0 < column.strange <= MOST_NUMBERS
+    _require(inside and sized, f"classes of {column.name!r}")
 
 
 def _checked_scaling(width: int, tensors: Mapping[str, Tensor]) -> Scaling:

@@ -24,10 +24,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from narrows.balance import evened
 from narrows.errors import DataWarning
+from narrows.prepare.groups import Groups
 from narrows.prepare.preparer import Preparer
 from narrows.schema import Batch
-from narrows.sources.shuffle import Shuffle
+from narrows.sources.shuffle import End, Shuffle
 from narrows.stopwatch import spent, timed
 
 AHEAD = 2  # parts that are read and not yet prepared
@@ -85,15 +87,24 @@ class Streamed:
         batch_size: rows a batch; the last of a window may have fewer, so windows are multiples of it.
         rows: in an epoch, where known.
         device: where training is done. Batches are in the CPU's memory; for a GPU, training uploads them.
+        groups: that are to be met equally often, counted over all rows: of each window as many rows of a group are
+            given as its rate says, so that windows are longer or shorter, and an epoch about as long as before. None
+            for all rows once.
 
     Memory: the window in training, and the next as its parts and, for a moment, as a whole: 3 x window rows x bytes of
     a prepared row. To that comes what `Shuffle` needs to read.
     """
 
     def __init__(
-        self, shuffle: Shuffle, preparer: Preparer, batch_size: int, rows: int | None, device: torch.device
+        self,
+        shuffle: Shuffle,
+        preparer: Preparer,
+        batch_size: int,
+        rows: int | None,
+        device: torch.device,
+        groups: Groups | None = None,
     ) -> None:
-        self.shuffle, self.preparer, self.batch_size = shuffle, preparer, batch_size
+        self.shuffle, self.preparer, self.batch_size, self.groups = shuffle, preparer, batch_size, groups
         self.rows, self.device, self.common = rows, device, False
         if shuffle.lanes < FEW_LANES and (rows or 0) > MANY_WINDOWS * shuffle.window:
             places = "one place" if shuffle.lanes == 1 else f"{shuffle.lanes} places"
@@ -118,7 +129,7 @@ class Streamed:
     def _windows(self, number: int, position: Mapping[str, int] | None, closed: Event) -> Iterator[_Window]:
         """Prepared windows, until nobody wants more; a part is prepared while the next is read."""
         with _worker("narrows-preparer") as preparer:
-            parts: list[Future[Batch]] = []
+            parts: list[Future[tuple[Batch, Tensor | None]]] = []
             for raw, end in timed("read", self.shuffle.parts(number, position)):
                 if closed.is_set():
                     return
@@ -126,13 +137,25 @@ class Streamed:
                     parts[-AHEAD].result()
                 parts.append(preparer.submit(self._prepared, raw))
                 if end is not None:
-                    rows, order = Batch.concat([part.result() for part in parts]), torch.from_numpy(end.order)
-                    parts = []
+                    done = [part.result() for part in parts]
+                    parts, rows = [], Batch.concat([batch for batch, _ in done])
+                    order = self._balanced(torch.from_numpy(end.order), [groups for _, groups in done], number, end)
                     yield _Window(rows, order, end.position)
 
-    def _prepared(self, raw: pa.RecordBatch) -> Batch:
+    def _prepared(self, raw: pa.RecordBatch) -> tuple[Batch, Tensor | None]:
         with spent("prepare"):
-            return self.preparer.prepare(raw)
+            return self.preparer.prepare(raw), None if self.groups is None else self.groups.of(raw)
+
+    def _balanced(self, order: Tensor, groups: list[Tensor | None], number: int, end: End) -> Tensor:
+        """The order with each group as often as its rate says, rounded up or down by chance."""
+        if self.groups is None:
+            return order
+        there = torch.cat([part for part in groups if part is not None])[order]
+        draws = torch.Generator().manual_seed(self.shuffle.draw(number, end.position["windows"]))
+        rates = self.groups.rates
+        wanted = torch.bincount(there, minlength=len(rates)) * rates
+        quotas = (wanted + torch.rand(len(rates), generator=draws, dtype=torch.float64)).floor().long()
+        return evened(order, there, quotas, draws)
 
     def _batches(self, window: _Window, before: dict[str, int], done: int) -> Iterator[tuple[Batch, dict[str, int]]]:
         """The batches of a window behind the first `done`."""

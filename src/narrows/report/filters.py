@@ -83,7 +83,7 @@ def inputs_of(embed: Embed, model: Model) -> dict[str, list[int]]:
         span = model.schema.spans[column.name]
         if not column.categorical:
             found[column.name] = [place[cell] for cell in range(span.start, span.stop) if cell in place]
-        elif not column.grid:
+        elif not column.grid and not column.classes:  # the vectors of a table are no inputs that anybody can read
             at = hot[span.start - model.schema.numbers]
             start = len(place) + int(embed.starts[at])
             found[column.name] = list(range(start, start + column.levels))

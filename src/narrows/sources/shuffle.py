@@ -120,6 +120,10 @@ class Shuffle:
         if window.count:
             yield part.rows(), self._end(epoch, number + 1, window, _Place(len(order)))
 
+    def draw(self, epoch: int, window: int) -> int:
+        """A seed for what else is drawn of a window, counted from 1: of 63 bits, and of its own for every reader."""
+        return _mixed(self._seed, epoch, window, *self._reader, 1) >> 1
+
     def _order(self, epoch: int) -> NDArray[np.intp]:
         """The pieces of an epoch, in order, that fall to this reader: each goes to the one who has least so far."""
         order = _permutation(len(self.source.pieces), self._seed, epoch)
@@ -251,7 +255,13 @@ def widened(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _permutation(count: int, *key: int) -> NDArray[np.intp]:
     """The order of `count` things that belongs to a key: by hash, so that it never changes with a library."""
+    # no two hashes are alike, so every kind of sort agrees
+    return np.argsort(mix64(np.arange(count), _mixed(*key)))
+
+
+def _mixed(*key: int) -> int:
+    """A hash of 64 bits of some numbers."""
     seed = 0
     for number in key:
         seed = int(mix64(np.array([number], dtype=np.int64), seed)[0])
-    return np.argsort(mix64(np.arange(count), seed))  # no two hashes are alike, so every kind of sort agrees
+    return seed

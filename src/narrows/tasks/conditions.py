@@ -158,7 +158,7 @@ def _check_column(model: Model, column: Column) -> None:
 def _check_level(model: Model, column: Column, row: Batch, value: Any) -> None:
     if not column.categorical:
         return
-    if int(row.codes[0, model.schema.spans[column.name].start - model.schema.numbers]) == column.levels:
+    if int(row.codes[0, model.schema.spans[column.name].start - model.schema.numbers]) >= column.levels:
         levels = model.preparer.layouts[column.name]
         known = levels.values[:10].to_pylist() if isinstance(levels, Levels) else []
         more = ", ..." if column.levels > len(known) else ""

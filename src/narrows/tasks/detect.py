@@ -193,7 +193,7 @@ def _known(schema: Schema, tensors: dict[str, Tensor]) -> Batch | None:
     (numbers,) = shaped(tensors, numbers=(-1, schema.numbers))
     (codes,) = shaped(tensors, torch.long, codes=(len(numbers), len(schema.levels)))
     (seen,) = shaped(tensors, torch.bool, seen=(len(numbers), schema.cells))
-    if not ((codes >= 0) & (codes <= torch.tensor(schema.levels, dtype=torch.long))).all():
+    if not ((codes >= 0) & (codes <= torch.tensor(schema.most, dtype=torch.long))).all():
         raise ValueError("known rows with levels that are none")
     return Batch(numbers, codes, seen)
 

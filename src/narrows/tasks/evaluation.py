@@ -7,6 +7,7 @@ from math import isfinite, isnan, nan, prod
 from typing import TYPE_CHECKING, Any
 
 from narrows.tasks.figures import figure
+from narrows.tasks.grouped import ByGroup
 from narrows.tasks.heldout import HeldOut
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Evaluation:
             there is nothing else.
         loss: the model's own loss a row, in nats for likelihoods, by part; `reconstruction` is that of the cells.
         held: that loss on rows held out from training, where the model tells it.
+        groups: errors of each group of rows, where asked for.
     """
 
     rows: int
@@ -114,6 +116,7 @@ class Evaluation:
     total: Errors
     loss: dict[str, float]
     held: HeldOut | None = None
+    groups: ByGroup | None = None
 
     @property
     def verdict(self) -> str:
@@ -124,13 +127,7 @@ class Evaluation:
     @property
     def headline(self) -> Headline:
         """Squared error, where rows are more than texts or bags; else bits a token, or perplexity an item."""
-        told = [column for column in self.columns if column.seen]
-        for measure, words in (("bits", "bits"), ("perplexity", "perplexity")):
-            if told and all(column.measure == measure for column in told):
-                units = {column.unit for column in told}
-                unit = units.pop() if len(units) == 1 else "token"
-                return Headline(f"{words} per {unit}", _pooled(told), "the unigram")
-        return Headline("squared error per row", self.total)
+        return headline_of(self.columns, self.total)
 
     @property
     def _comparison(self) -> str:
@@ -205,6 +202,7 @@ class Evaluation:
             "validation_loss": self.held and _known(self.held.validation),
             "evaluated_loss": self.held and _known(self.held.here),
             "verdict": self.verdict,
+            **({"groups": self.groups.to_json()} if self.groups else {}),
         }
 
     def table(self, limit: int = 40) -> Table:
@@ -237,6 +235,17 @@ class Evaluation:
             table.add_section()
             table.add_row("all", "squared, a row", *_marked(self.total, "rmse"), "")
         return table
+
+
+def headline_of(columns: tuple[ColumnErrors, ...], total: Errors) -> Headline:
+    """The comparison that stands for all columns: see `Evaluation.headline`."""
+    told = [column for column in columns if column.seen]
+    for measure, words in (("bits", "bits"), ("perplexity", "perplexity")):
+        if told and all(column.measure == measure for column in told):
+            units = {column.unit for column in told}
+            unit = units.pop() if len(units) == 1 else "token"
+            return Headline(f"{words} per {unit}", _pooled(told), "the unigram")
+    return Headline("squared error per row", total)
 
 
 def worst_columns(columns: tuple[ColumnErrors, ...], limit: int) -> list[ColumnErrors]:

@@ -1,7 +1,8 @@
 """What PCA sees of a row: its numbers, bags included, then every category one-hot over its known levels.
 
 Tokens of texts are left out: one-hot, a text of 500 characters would be tens of thousands of features, and PCA of them
-no yardstick for anything. Bags are sparse until here, and are written out some rows at a time.
+no yardstick for anything; of a category with many levels it sees the first 256, which are the most frequent. Bags are
+sparse until here, and are written out some rows at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from narrows.fitted import BLOCK as PASS
 from narrows.model.embed import one_hot
 from narrows.schema import Batch, Schema
 
+MOST = 256  # levels of a category that are features
 CELLS = 2**23  # of a block: 32 MB where all of them are numbers, and there are several such at a time
 
 
@@ -50,8 +52,9 @@ def _joined(batches: list[Batch]) -> Batch:
 
 
 def category_levels(schema: Schema) -> list[int]:
-    """Known levels of each category."""
-    return [column.levels for column in schema if column.categorical and column.kind != "tokens"]
+    """Levels of each category that are features: the known ones, or the first of many."""
+    told = [column for column in schema if column.categorical and column.kind != "tokens"]
+    return [min(column.levels, MOST) if column.classes else column.levels for column in told]
 
 
 def category_places(schema: Schema) -> Tensor:

@@ -30,13 +30,23 @@ def records(model: Model) -> list[Record]:
 def validation_loss(model: Model) -> float | None:
     """The loss a row, on rows held out from training, of the weights that were kept; a member's where there are many.
 
-    None where no rows were held out, or the model does not tell.
+    None where no rows were held out, or the model does not tell; nor where groups were balanced, since the loss is then
+    not that of rows as they come.
     """
+    if balance_of(model) is not None:
+        return None
     best, found = whole(model, "best"), model.facts.get("records")
     if best is None or not isinstance(found, list) or best >= len(found) or not isinstance(found[best], dict):
         return None
     loss = _numbers(found[best]).get("val_loss", float("nan"))
     return loss / (model.members or 1) if isfinite(loss) else None  # training sums over members
+
+
+def balance_of(model: Model) -> str | None:
+    """The column whose groups training met equally often; None where there was none."""
+    settings = model.facts.get("settings")
+    column = settings.get("balance") if isinstance(settings, dict) else None
+    return column if isinstance(column, str) else None
 
 
 def _numbers(record: dict[str, Any]) -> Record:

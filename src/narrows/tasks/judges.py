@@ -116,7 +116,7 @@ class Histograms(Judge):
         told = _tokens(self.schema)
         found = []
         for place, levels in enumerate(self.schema.levels):
-            known = rows.codes[seen[:, self.schema.numbers + place], place]
+            known = rows.codes[seen[:, self.schema.numbers + place], place].clamp(max=levels)
             rare = _rarity(torch.bincount(known, minlength=levels + 1)[None].float())[0]
             found.append(torch.zeros_like(rare) if place in told else rare)
         return found
@@ -133,7 +133,8 @@ class Histograms(Judge):
         found = [self.bins.T.gather(0, self._places(rows.numbers))]
         if self.schema.levels:
             starts = torch.tensor([0, *(levels + 1 for levels in self.schema.levels)]).cumsum(0)[:-1]
-            found.append(self.levels[rows.codes + starts])
+            codes = torch.minimum(rows.codes, torch.tensor(self.schema.levels))  # others count as one level
+            found.append(self.levels[codes + starts])
         return _summed(torch.cat(found, dim=1), rows)
 
 

@@ -51,6 +51,18 @@ class Block:
     truth: pa.RecordBatch | None
     restored: dict[str, pa.RecordBatch]
 
+    def of(self, rows: Tensor) -> Block:
+        """Some of the rows, by (b,) int64 places; a guess of one row is one for all."""
+        count, places = len(self.batch), pa.array(rows.numpy())
+
+        def some(cells: Tensor) -> Tensor:
+            return cells[rows] if len(cells) == count else cells
+
+        guesses = {name: (some(numbers), some(codes)) for name, (numbers, codes) in self.guesses.items()}
+        restored = {name: r.take(places) if r.num_rows == count else r for name, r in self.restored.items()}
+        truth = None if self.truth is None else self.truth.take(places)
+        return Block(self.batch[rows], self.mask[rows], guesses, self.costs[rows], truth, restored)
+
 
 class Sums(ABC):
     """Sums of one column's errors.
@@ -89,7 +101,7 @@ class Categories(Sums):
         """Count in codes (B, cells)."""
         truth, seen = block.batch.codes[:, self.codes].numpy(), block.mask[:, self.span].numpy()
         self.seen += int(seen.sum())
-        self.unseen += int(((truth == self.column.levels) & seen).sum())
+        self.unseen += int(((truth >= self.column.levels) & seen).sum())
         for name, (_, codes) in block.guesses.items():
             self.missed[name] += int(wrong(truth, codes[:, self.codes].numpy(), seen).sum())
 

@@ -63,6 +63,14 @@ class Training:
     group: str | None = None
     """Column whose equal values are held out together, so that no person or machine stands on both sides."""
 
+    balance: str | None = None
+    """Column whose values training is to meet equally often, rare ones again and again; rows without a value are one
+    group more. Rows held out are weighed alike, so that the weights kept are those that are best for all groups."""
+
+    balance_power: float = 1.0
+    """1 meets all values of `balance` equally often; less repeats rare rows less, which they may be learnt by heart by:
+    0.5 takes square roots of how often values come."""
+
     time: str | None = None
     """Column whose highest values are held out, so that the model is judged on what came later."""
 
@@ -108,6 +116,8 @@ class Training:
             value = getattr(self, name)
             if not allowed(value):
                 raise SettingError(f"training setting {name}={value!r}", wanted)
+        if self.balance is None and self.balance_power != 1.0:
+            raise SettingError(f"balance_power={self.balance_power!r} without a column", "balance=COLUMN beside it")
         if self.optimizer == "gd" and self.batch_size is not None:
             raise SettingError(
                 f"batch_size={self.batch_size} with optimizer='gd'",
@@ -223,6 +233,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a share from 0 up to, not including, 1, or the name of a file",
     ),
     "group": _NAME,
+    "balance": _NAME,
+    "balance_power": ((lambda value: _number(value, 0, strict=True) and value <= 1), "a number above 0 and up to 1"),
     "time": _NAME,
     "budget": _NOT_NEGATIVE,
     "precision": _one_of(Precision),
