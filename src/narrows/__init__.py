@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from narrows.tasks.baseline import learn_baseline
     from narrows.tasks.denoise import denoise, denoise_whole
     from narrows.tasks.diagnosis import fit
+    from narrows.tasks.drift import drift
     from narrows.tasks.evaluate import evaluate
     from narrows.tasks.generate import generate, interpolate
     from narrows.tasks.prior import keep_prior, learn_prior, prior_of
@@ -73,6 +74,7 @@ _HOMES = {
     "denoise": "narrows.tasks.denoise",
     "denoise_whole": "narrows.tasks.denoise",
     "detect": "narrows.tasks.verdicts",
+    "drift": "narrows.tasks.drift",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
     "generate": "narrows.tasks.generate",
@@ -114,6 +116,7 @@ __all__ = [
     "denoise",
     "denoise_whole",
     "detect",
+    "drift",
     "evaluate",
     "fit",
     "generate",

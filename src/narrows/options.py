@@ -24,8 +24,8 @@ class Choices:
     would choose."""
 
     job: Annotated[str | None, Parameter(name="--for")] = None
-    """What the model is for, generate, denoise or detect: chooses a recipe where none is given, and learns what the job
-    needs beside."""
+    """What the model is for, generate, denoise, detect or drift: chooses a recipe where none is given, and learns what
+    the job needs beside."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""

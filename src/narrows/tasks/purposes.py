@@ -24,9 +24,12 @@ from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
+from narrows.tasks.reference import PART as DRIFT
+from narrows.tasks.reference import learn_reference
 
 Contamination = float | Literal["auto"]
 CALIBRATING = 0.2  # share of the rows that calibrate: of 250 rows the 50 that say what one false alarm in fifty is
+COMPARED = 0.2  # share of the rows that new ones are compared with: what was trained on is told too well
 KNOWN = 0.1  # where all rows are normal: each of them is worth more as a neighbor
 
 
@@ -75,9 +78,16 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     return replace(plan, columns=columns, training=training, suit=suit)
 
 
+def _to_compare(plan: Plan) -> Plan:
+    if plan.training.validation is not None:
+        return plan
+    return replace(plan, training=replace(plan.training, validation=COMPARED))
+
+
 PURPOSES = {
     "denoise": Purpose("denoising:noise=0.1,mask=0"),
     "detect": detection(),
+    "drift": Purpose("plain", {**LEARNT, DRIFT: learn_reference}, settle=_to_compare),
     "generate": Purpose("vae", {**LEARNT, PRIOR: learn_prior}),
 }
 
