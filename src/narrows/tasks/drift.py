@@ -112,29 +112,36 @@ class Drift:
         return test.adjusted <= self.alpha
 
     def __str__(self) -> str:
-        found, columns = self.found, [test for test in self.tests if test.family == "column"]
-        counted = len({test.name for test in columns})
-        against = f"{self.compared:,} rows against {self.reference:,} {self.origin}"
+        some = f"{self.compared:,} rows"
         if self.compared < self.rows:
-            against = (
-                f"{self.compared:,} of {self.rows:,} rows, drawn at random, against " + against.split("against ")[1]
-            )
-        if not found:
-            least = min((test.adjusted for test in self.tests), default=1.0)
-            return f"No drift at {self.alpha:.3g}: {against}, least adjusted p {figure(least)}.{self._left_out()}"
-        parts = [f"{test.name} {test.moved}" for test in found if test.family == "column"]
+            some = f"{self.compared:,} of {self.rows:,} rows, drawn at random,"
+        against = f"{some} against {self.reference:,} {self.origin}"
+        if self:
+            said = " ".join([*self._columns(), *self._others()])
+            return f"Drift at {self.alpha:.3g}: {said} Compared: {against}.{self._left_out()}"
+        least = min((test.adjusted for test in self.tests), default=1.0)
+        return f"No drift at {self.alpha:.3g}: {against}, least adjusted p {figure(least)}.{self._left_out()}"
+
+    def _columns(self) -> list[str]:
+        """A sentence on the columns that moved, if any."""
+        parts = [(test.name, test.moved) for test in self.found if test.family == "column"]
+        if not parts:
+            return []
+        of = len({test.name for test in self.tests if test.family == "column"})
         more = f"; and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-        moved_columns = len({test.name for test in found if test.family == "column"})
-        said = f"{moved_columns} of {counted} columns moved: {'; '.join(parts[:NAMED])}{more}." if parts else ""
-        for test in found:
+        told = "; ".join(f"{name} {how}" for name, how in parts[:NAMED])
+        return [f"{len(dict(parts))} of {of} columns moved: {told}{more}."]
+
+    def _others(self) -> list[str]:
+        """A sentence each on codes and score, where they moved."""
+        said, columns = [], self._columns()
+        for test in self.found:
             if test.family == "codes":
-                alone = (
-                    "No column moved by itself, but how they go together did" if not parts else "The codes moved too"
-                )
-                said += f" {alone}{f': {test.moved}' if test.moved else ''}."
-            if test.family == "score":
-                said += f" The score is {test.moved}."
-        return f"Drift at {self.alpha:.3g}: {said.strip()} {against[:1].upper()}{against[1:]}.{self._left_out()}"
+                first = "The codes moved too" if columns else "No column moved by itself, but how they go together did"
+                said.append(f"{first}{f': {test.moved}' if test.moved else ''}.")
+            elif test.family == "score":
+                said.append(f"The score is {test.moved}.")
+        return said
 
     def _left_out(self) -> str:
         notes = ""
@@ -211,12 +218,12 @@ def compared(model: Model, usual: Reference, rows: Any, alpha: float = 0.05, see
     if batch is None or met < FEWEST:
         raise DataError(f"{met} rows to look for drift in", f"at least {FEWEST}")
     new = look(model, batch)
-    tests = weighed(tested(model, usual, new, alpha, seed))
+    tests = weighed(comparisons(model, usual, new, alpha, seed))
     skipped = [column.name for column in model.schema if not column.cells]
     return Drift(tests, float(alpha), met, len(new), len(usual.look), usual.origin, skipped)
 
 
-def tested(model: Model, usual: Reference, new: Look, alpha: float = 0.05, seed: int = 0) -> list[Tested]:
+def comparisons(model: Model, usual: Reference, new: Look, alpha: float = 0.05, seed: int = 0) -> list[Tested]:
     """All comparisons, each by itself."""
     tests: list[Tested] = []
     for at, cell in enumerate(watched(model.schema)):

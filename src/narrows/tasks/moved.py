@@ -28,7 +28,7 @@ def raw_values(model: Model, cell: Watched, values: Floats) -> Floats:
 
 
 def of_numbers(model: Model, cell: Watched, usual: Floats, new: Floats) -> str:
-    """How numbers or dates (n,), (m,) in prepared units moved: by the middle, or by the spread where that moved more."""
+    """How numbers or dates (n,), (m,) in prepared units moved: by the middle, or by the spread if that moved more."""
     before, after = (raw_values(model, cell, values) for values in (usual, new))
     quarters = [np.quantile(values, [0.25, 0.5, 0.75]) for values in (before, after)]
     widths = [float(q[2] - q[0]) for q in quarters]
@@ -39,16 +39,14 @@ def of_numbers(model: Model, cell: Watched, usual: Floats, new: Floats) -> str:
     shift = abs(middles[1] - middles[0]) / (max(widths) or 1.0)
     stretch = abs(float(np.log(widths[1] / widths[0]))) if all(widths) else 0.0
     if stretch > max(WIDER, shift):
-        word = "more" if widths[1] > widths[0] else "less"
-        return (
-            f"{word} spread: {'middle half' if what == 'median' else 'deviation'} {_change(cell, *widths, span=True)}"
-        )
+        word, name = "more" if widths[1] > widths[0] else "less", "middle half" if what == "median" else "deviation"
+        return f"{word} spread: {name} {_change(cell, widths, span=True)}"
     word = "later" if cell.kind == "date" else "higher"
     if middles[1] < middles[0]:
         word = "earlier" if cell.kind == "date" else "lower"
     if middles[0] == middles[1] or _text(cell, middles[0]) == _text(cell, middles[1]):
         return f"spread otherwise, about the same {what} {_text(cell, middles[1])}"
-    return f"{word}: {what} {_change(cell, *middles)}"
+    return f"{word}: {what} {_change(cell, middles)}"
 
 
 def of_levels(model: Model, cell: Watched, usual: NDArray[np.int64], new: NDArray[np.int64]) -> str:
@@ -78,10 +76,9 @@ def _level(model: Model, cell: Watched, at: int) -> str:
     return text if len(text) <= TEXT else text[: TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _change(cell: Watched, before: float, after: float, span: bool = False) -> str:
+def _change(cell: Watched, pair: list[float], span: bool = False) -> str:
     unit = " days" if span and cell.kind == "date" else ""
-    texts = (_text(cell, value, span) for value in (before, after))
-    return f" {ARROW} ".join(texts) + unit
+    return f" {ARROW} ".join(_text(cell, value, span) for value in pair) + unit
 
 
 def _text(cell: Watched, value: float, span: bool = False) -> str:
