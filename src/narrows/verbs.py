@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
+from narrows.continued import refuse_given
 from narrows.errors import DataError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
@@ -39,8 +40,8 @@ from narrows.stopwatch import spent, timing
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
 from narrows.tasks.likelihood import log_likelihood
-from narrows.tasks.purposes import purpose_of
-from narrows.told import best, save, sentence, tell
+from narrows.tasks.purposes import going_on, purpose_of
+from narrows.told import best, going, save, sentence, tell
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people
@@ -76,27 +77,31 @@ def fit(
     """
     choices, detecting, running = choices or Choices(), detecting or Detecting(), running or Running()
     purpose = purpose_of(choices.job, detecting.contamination, detecting.all_normal)
-    refuse_output(out, data, suffix=".narrows")
+    refuse_output(out, data, *([choices.start] if choices.start else []), suffix=".narrows")
+    nets = Network(network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer())
+    reading = reading or Reading()
+    start = _start(choices, nets, reading)
+    purpose = going_on(start) if start else purpose
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,
         latent=choices.latent,
-        network=Network(
-            network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer()
-        ),
+        network=nets,
         training=training or Training(),
         epochs=choices.epochs,
         lr=choices.lr,
         seed=choices.seed,
         device=choices.device,
         columns=choices.column,
+        start=start,
     )
     folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume or restarted(), verbose=running.verbose)
-    reading = reading or Reading()
     in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
-    source = open_source(data, reading=reading)
+    source = start.source(data, reading) if start else open_source(data, reading=reading)
+    if start and launched()[0] == 0 and not running.json:
+        say(going(str(choices.start), start, purpose))
     with timing() if running.profile else nullcontext() as profile:
         model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
         if launched()[0] == 0:
@@ -105,6 +110,16 @@ def fit(
     if launched()[0] == 0:
         tell(model, out, folder, running.json, profile)
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
+
+
+def _start(choices: Choices, nets: Network, reading: Reading) -> Model | None:
+    """The model to go on from, after checking that nothing is given that it has settled."""
+    if choices.start is None:
+        return None
+    wished: dict[str, Any] = {"--for": choices.job, "--column": choices.column, "--recipe": choices.recipe}
+    wished |= {"--latent": choices.latent, "--network": nets != Network(), "how to read": reading.kept()}
+    refuse_given([name for name, value in wished.items() if value])
+    return load(choices.start)
 
 
 def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:

@@ -42,6 +42,13 @@ def suit(plan: Plan, schema: Schema) -> Plan:
     return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=STEPS) if own else plan
 
 
+def steps_of(recipe: str, schema: Schema) -> int | None:
+    """Steps that a network of this recipe makes for detecting, where nobody says how many; None for as any other."""
+    if any(column.grid for column in schema):
+        return SERIES_STEPS if of_series(schema) else None
+    return STEPS if recipe == RECIPE else None
+
+
 def core(share: float = SHARE) -> Core:
     """The rows to train on: a share of those that look most ordinary; 1 takes them all, where all are known to be."""
     return Core(lambda schema, rows: ordinary(schema, rows, share), MOST)

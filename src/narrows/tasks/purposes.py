@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Literal
 
 from narrows.errors import SettingError
+from narrows.fitted import Model
 from narrows.fitting import Learner, Plan
 from narrows.prepare.words import ANY, ANY_SERIES
 from narrows.rows import Core
@@ -19,9 +20,10 @@ from narrows.tasks.baseline import PART as BASELINE
 from narrows.tasks.baseline import learn_baseline
 from narrows.tasks.calibration import FEWEST
 from narrows.tasks.detect import PART as DETECT
+from narrows.tasks.detect import Detector
 from narrows.tasks.detecting import learn_detector
 from narrows.tasks.diagnosis import LEARNT
-from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
+from narrows.tasks.ordinary import RECIPE, SHARE, core, steps_of, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
 from narrows.tasks.reference import PART as DRIFT
@@ -112,3 +114,35 @@ def purpose_of(job: str | None, contamination: Contamination = "auto", all_norma
     if job not in PURPOSES:
         raise SettingError(f"fit for {job!r}", f"one of {', '.join(PURPOSES)}")
     return PURPOSES[job]
+
+
+def going_on(model: Model) -> Purpose:
+    """What going on from a model asks of a fit: that what it had learnt beside its weights is learnt anew.
+
+    It trains on the rows that its first fit would have chosen, and learns the parts that it has; those that no fit
+    learns are left out, and `narrows.fitting.fit` says so.
+    """
+    had = model.parts
+    if DETECT in had:
+        return _detecting_on(model)
+    learners = dict(LEARNT)
+    if PRIOR in had:
+        learners[PRIOR] = learn_prior
+    if DRIFT in had:
+        learners[DRIFT] = learn_reference
+    settle = _to_compare if DRIFT in had else Purpose().settle
+    return Purpose(str(model.recipe), {name: learners[name] for name in learners if name in had}, settle=settle)
+
+
+def _detecting_on(model: Model) -> Purpose:
+    """That of a detector: by what it was told of anomalies, and in as few steps."""
+    facts = Detector.of(model).facts
+    normal, told = facts["share"] >= 1, facts["contamination"]
+    first = detection(told, normal)
+    learners = {name: learner for name, learner in first.learn.items() if name in model.parts}
+
+    def settle(plan: Plan) -> Plan:
+        steps = plan.steps or steps_of(str(model.recipe), model.schema)
+        return replace(plan, training=_to_detect(plan, normal).training, steps=steps)
+
+    return Purpose(str(model.recipe), learners, first.core, settle)
