@@ -76,12 +76,12 @@ def fit(
         transformer: settings of transformers.
     """
     choices, detecting, running = choices or Choices(), detecting or Detecting(), running or Running()
+    reading = reading or Reading()
     purpose = purpose_of(choices.job, detecting.contamination, detecting.all_normal)
     refuse_output(out, data, *([choices.start] if choices.start else []), suffix=".narrows")
     nets = Network(network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer())
-    reading = reading or Reading()
-    start = _start(choices, nets, reading)
-    purpose = going_on(start) if start else purpose
+    if start := _start(choices, nets, reading, quiet=running.json):
+        purpose = going_on(start)
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,
         latent=choices.latent,
@@ -100,8 +100,6 @@ def fit(
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
     source = start.source(data, reading) if start else open_source(data, reading=reading)
-    if start and launched()[0] == 0 and not running.json:
-        say(going(str(choices.start), start, purpose))
     with timing() if running.profile else nullcontext() as profile:
         model = fit_model(source, purpose.settle(plan), learn=purpose.learn, core=purpose.core, watch=watch)
         if launched()[0] == 0:
@@ -112,14 +110,17 @@ def fit(
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
 
 
-def _start(choices: Choices, nets: Network, reading: Reading) -> Model | None:
-    """The model to go on from, after checking that nothing is given that it has settled."""
+def _start(choices: Choices, nets: Network, reading: Reading, quiet: bool) -> Model | None:
+    """The model to go on from: checks that nothing is given that it has settled, and says what that means."""
     if choices.start is None:
         return None
     wished: dict[str, Any] = {"--for": choices.job, "--column": choices.column, "--recipe": choices.recipe}
     wished |= {"--latent": choices.latent, "--network": nets != Network(), "how to read": reading.kept()}
     refuse_given([name for name, value in wished.items() if value])
-    return load(choices.start)
+    start = load(choices.start)
+    if launched()[0] == 0 and not quiet:
+        say(going(str(choices.start), start, going_on(start)))
+    return start
 
 
 def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:

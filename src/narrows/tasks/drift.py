@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from narrows.errors import DataError, SettingError
 from narrows.fitted import Model
-from narrows.tasks import moved
 from narrows.tasks.figures import figure
+from narrows.tasks.moved import change, of_levels, of_numbers, of_scores
 from narrows.tasks.reference import Look, Reference, Watched, look, most_of, sampled, watched
 from narrows.tasks.twosample import (
     Answer,
@@ -232,7 +232,7 @@ def comparisons(model: Model, usual: Reference, new: Look, alpha: float = 0.05, 
     if usual.new:
         before, after = usual.look.scores.numpy(), new.scores.numpy()
         found = kolmogorov_smirnov(before, after)
-        tests.append(_tested("score", "score", "values", found, moved.of_scores(before, after)))
+        tests.append(_tested("score", "score", "values", found, of_scores(before, after)))
     return tests
 
 
@@ -255,7 +255,7 @@ def _column(model: Model, cell: Watched, at: int, usual: Look, new: Look) -> lis
     counts = [np.array([(~seen).sum(), seen.sum()]) for seen in there]
     if counts[0][0] or counts[1][0]:
         shares = (float(count[0] / count.sum()) for count in counts)
-        told = f"missing: {moved.change(*shares)}"
+        told = f"missing: {change(*shares)}"
         tests.append(_tested("column", cell.name, "missing", same_shares(*counts), told))
     return tests
 
@@ -265,9 +265,9 @@ def _values(model: Model, cell: Watched, before: NDArray[np.float64], after: NDA
     if cell.kind == "level":
         levels = model.schema[cell.column].levels + 1
         counts = [np.bincount(values.astype(np.int64), minlength=levels) for values in (before, after)]
-        told = moved.of_levels(model, cell, *counts)
+        told = of_levels(model, cell, *counts)
         return _tested("column", cell.name, "values", same_shares(*counts), told, stability(*counts))
-    told = moved.of_numbers(model, cell, before, after)
+    told = of_numbers(model, cell, before, after)
     values, inverse = np.unique(np.concatenate([before, after]), return_inverse=True)
     if len(values) <= FEW_VALUES:
         sides = inverse[: len(before)], inverse[len(before) :]

@@ -142,7 +142,7 @@ def _detecting_on(model: Model) -> Purpose:
     learners = {name: learner for name, learner in first.learn.items() if name in model.parts}
 
     def settle(plan: Plan) -> Plan:
-        steps = plan.steps or steps_of(str(model.recipe), model.schema)
+        steps = plan.steps or steps_of(model.recipe, model.schema)
         return replace(plan, training=_to_detect(plan, normal).training, steps=steps)
 
     return Purpose(str(model.recipe), learners, first.core, settle)

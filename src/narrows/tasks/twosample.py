@@ -24,6 +24,7 @@ EXPECTED = 5.0  # rows that a level is expected to have in either sample: rarer 
 SCALES = (0.5, 1.0, 2.0)  # of the median distance: bandwidths whose kernels are summed
 FLAT = 1e-6  # of the largest variance: a direction with less is noise of rounding
 NOISE = 1e-6  # relative: statistics nearer than this are equal
+MEDIANS = 500_000  # distances that the median is taken of
 AT_ONCE = 1 << 24  # numbers of permuted weights
 DIRECTIONS = 64  # of points at most, and one for ten of them: in more, all are as far from each other
 BEND = 3.0  # spreads from the middle from which numbers are drawn in
@@ -130,7 +131,8 @@ def _kernel(points: Tensor) -> Tensor:
     """(N, N) kernel of points with each other."""
     squares = points.square().sum(1)
     apart = (squares[:, None] + squares - 2 * points @ points.T).clamp_min_(0)
-    middle = apart[:, : min(len(points), 1_000)].flatten()[1 :: max(1, len(points) // 500)].median().clamp_min(1e-12)
+    step = max(1, apart.numel() // MEDIANS) | 1  # odd, or it would always meet the same points
+    middle = apart.flatten()[1::step].median().clamp_min(1e-12)
     return torch.stack([torch.exp(apart / (-2 * scale * scale * middle)) for scale in SCALES]).sum(0)
 
 
