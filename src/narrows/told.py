@@ -15,6 +15,7 @@ from narrows.stopwatch import Stopwatch
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.figures import figure
 from narrows.tasks.purposes import Purpose
+from narrows.tasks.reference import PART as DRIFT
 
 
 def tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch | None = None) -> None:
@@ -33,7 +34,7 @@ def tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch |
     for finding in model.diagnosis:
         if finding.problem:
             say(str(finding))
-    first = "detect" if DETECT in model.parts else "evaluate"
+    first = next((verb for part, verb in ((DETECT, "detect"), (DRIFT, "drift")) if part in model.parts), "evaluate")
     say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     if profile is not None:
         Console().print(_profiled(profile))
