@@ -53,6 +53,7 @@ bench: $(INSTALLED) ## the benchmarks (see benchmarks/README.md) on the sets in 
 	$(BIN)/python benchmarks/anomalies.py Narrows --variant clean --data $(DATA)
 	$(BIN)/python benchmarks/series_anomalies.py Narrows --data $(DATA)
 	$(BIN)/python benchmarks/blame.py --data $(DATA)
+	$(BIN)/python benchmarks/drift.py --data $(DATA)
 	$(BIN)/python benchmarks/gpu.py --data $(DATA)
 	$(BIN)/python benchmarks/page.py
 

@@ -159,6 +159,21 @@ def blame(results: Results) -> str:
     return table(["wrong cell", "rows found", "blamed first", "each column alone"], rows)
 
 
+def drift(results: Results) -> str:
+    """False alarms, and shifts found."""
+    rows = []
+    for name, found in results["tables"].items():
+        false, runs = found["false alarms"], found["resamples"]
+        sizes = [size for size in sorted(false, key=lambda size: (len(size), size)) if size.isdigit()]
+        rows.append([f"{name}, {found['columns']} columns", "none", *(f"{false[size]:.1%}" for size in sizes)])
+        rows[-1] += [f"{false['all']:.1%} of {runs}"]
+        for shift, power in sorted(found["power"].items()):
+            last = power[sizes[-1]]
+            by = ", ".join(f"{family} {last[family]:.0%}" for family in ("column", "codes", "score"))
+            rows.append(["", shift, *(f"{power[size]['any']:.0%}" for size in sizes), by])
+    return table(["table", "shift", "200 new rows", "1,000 new rows", "in all, or of 1,000 rows by"], rows, left=2)
+
+
 def streaming(results: Results) -> str:
     """Rows a second from Parquet beside memory."""
     keys = ("in memory rows/s", "streamed rows/s", "ratio", "seconds before", "peak MB", "without files")
@@ -250,6 +265,14 @@ SECTIONS = {
         """One wrong cell in each row, means over 16 tables: rows that were found, and of these the share whose wrong
         cell is blamed first. How blame is shared was chosen with these tables in view.""",
         blame,
+    ),
+    "drift": Section(
+        "Drift",
+        "drift.py",
+        """Share of runs with an alarm at a stated 5 %, at most 2,000 usual rows against new ones, both drawn anew from
+        rows that took no part in the fit. Without a shift every alarm is false; shifts are small, and `correlation`
+        leaves every column as it was. [What is compared](drift.md).""",
+        drift,
     ),
     "streaming": Section(
         "Streaming",

@@ -14,7 +14,7 @@ LEAVES = {"balance", "errors", "metrics", "findings", "launch", "stopwatch", "wo
 NOUNS = LEAVES | {"schema", "files", "tensorfile"}
 MODEL = {"networks", "model", "train"}
 DATA = {"sources", "prepare"}
-WAIST = {"fitted", "rows", "fitting"}
+WAIST = {"fitted", "continued", "rows", "fitting"}
 ALLOWED = {
     "balance": set(),
     "errors": set(),
@@ -33,7 +33,8 @@ ALLOWED = {
     "train": NOUNS | {"networks", "model"},
     "fitted": NOUNS | MODEL | DATA,
     "rows": NOUNS | MODEL | DATA,
-    "fitting": NOUNS | MODEL | DATA | {"fitted", "rows"},
+    "continued": NOUNS | MODEL | DATA | {"fitted"},
+    "fitting": NOUNS | MODEL | DATA | {"fitted", "continued", "rows"},
     "tasks": NOUNS | MODEL | DATA | WAIST,
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "containers": DATA,

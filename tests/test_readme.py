@@ -43,6 +43,7 @@ def test_everything_in_it_runs_in_order(tmp_path, monkeypatch):
         narrows(*words, cwd=tmp_path)
         made = words[words.index("--out") + 1] if "--out" in words else None
         assert made is None or (tmp_path / made).stat().st_size > 0
+    assert "how they go together did" in str(names["found"])
     assert list(names["again"].columns) == ["size", "rooms", "town"]
     assert names["again"]["rooms"].dtype.kind == "i" and names["codes"].shape == (100, 2)
     assert (tmp_path / "homes.narrows").exists() and (tmp_path / "wide.narrows").exists()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from narrows.tasks.baseline import learn_baseline
     from narrows.tasks.denoise import denoise, denoise_whole
     from narrows.tasks.diagnosis import fit
+    from narrows.tasks.drift import drift
     from narrows.tasks.evaluate import evaluate
     from narrows.tasks.generate import generate, interpolate
     from narrows.tasks.impute import impute
@@ -78,6 +79,7 @@ _HOMES = {
     "denoise": "narrows.tasks.denoise",
     "denoise_whole": "narrows.tasks.denoise",
     "detect": "narrows.tasks.verdicts",
+    "drift": "narrows.tasks.drift",
     "evaluate": "narrows.tasks.evaluate",
     "fit": "narrows.tasks.diagnosis",
     "generate": "narrows.tasks.generate",
@@ -123,6 +125,7 @@ __all__ = [
     "denoise",
     "denoise_whole",
     "detect",
+    "drift",
     "evaluate",
     "fit",
     "generate",

@@ -1,7 +1,7 @@
 """The command face: `narrows VERB ...`.
 
 Verbs are loaded when they are called, so that help and typing errors answer without importing torch.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 drift found, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ VERBS = {
 JOBS = {
     "detect": "Anomalies among rows: scores, p-values, which rows stand out, and why.",
     "follow": "Scores of steps of a series as they arrive on standard input, a line of JSON for each.",
+    "drift": "Whether new rows are like those of training: columns, codes and score; exit code 3 where they are not.",
     "generate": "New rows like those of training; or rows between rows.",
     "impute": "Rows with their holes filled: by what is expected there, or by draws.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from narrows.containers import as_fitted, container_of, is_pandas
+from narrows.continued import refuse_given
 from narrows.errors import SettingError
 from narrows.fitting import Plan, fit
 from narrows.networks.choice import Network
@@ -27,7 +28,7 @@ from narrows.sources.arrays import filled, tensor_to_array
 from narrows.sources.source import Source, open_source
 from narrows.tasks.denoise import denoise
 from narrows.tasks.generate import generate
-from narrows.tasks.purposes import Purpose, generation
+from narrows.tasks.purposes import Purpose, generation, going_on
 from narrows.train.settings import Training, Watch
 
 
@@ -99,7 +100,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             SettingError: for settings that do not fit.
         """
         rows = self._rows(X, reset=True)
-        weight = None if sample_weight is None else _weights(sample_weight)
         modules = self._modules()
         if resume and run is None:
             raise SettingError("resume=True without a run", hint="fit(..., run=FOLDER, resume=True)")
@@ -107,16 +107,53 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         watch = Watch(folder=folder, resume=resume, verbose=self.verbose, callbacks=tuple(callbacks))
         source = open_source(rows)
         purpose = self._purpose(source.schema)
-        given: dict[str, Any] = {"validation": validation, "weight": weight, "modules": modules, "watch": watch}
-        self.model_ = fit(source, purpose.settle(self._plan()), learn=purpose.learn, core=purpose.core, **given)
-        self.history_ = self.model_.facts["records"]
+        given: dict[str, Any] = {"validation": validation, "modules": modules, "watch": watch}
+        self._train(source, purpose.settle(self._plan()), purpose, sample_weight, **given)
         if _beyond_scikit_learn(X):
             self.feature_names_in_ = np.array(self.model_.schema.names, dtype=object)
             self.n_features_in_ = len(self.feature_names_in_)
         self._container = container_of(X, rows)
         self._n_features_out = self.model_.code_size
+        self._settled = self._asked()
         self._fitted(source)
         return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Go on with new rows: `epochs` passes over them, from the weights there are. The first call is `fit`.
+
+        Columns and how they are prepared, recipe, network and code stay as the first call settled them: levels that it
+        did not know stay unseen. The optimizer begins anew, and what a task learnt after the fit is learnt anew
+        from these rows, of which a share is held out as in `fit`.
+
+        Args:
+            X: rows as `fit` takes them, with the columns of the first call.
+            y: ignored.
+            sample_weight: (n,) weight of each row.
+
+        Raises:
+            DataError: for rows of other columns.
+            SettingError: for a recipe, network, code or columns that were set to others since.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, y, sample_weight)
+        refuse_given([name for name, value in self._asked().items() if value != self._settled[name]])
+        purpose = going_on(self.model_)
+        source = self.model_.source(self._rows(X, reset=False))
+        plan = replace(self._plan(), recipe=self.model_.recipe, latent=None, network=None, columns={})
+        plan = replace(purpose.settle(plan), start=self.model_)
+        self._train(source, plan, purpose, sample_weight, watch=Watch(verbose=self.verbose))
+        self._fitted(source)
+        return self
+
+    def _train(self, source: Source, plan: Plan, purpose: Purpose, sample_weight: Any, **given: Any) -> None:
+        """Fit a model, and keep it."""
+        weight = None if sample_weight is None else _weights(sample_weight)
+        self.model_ = fit(source, plan, learn=purpose.learn, core=purpose.core, weight=weight, **given)
+        self.history_ = self.model_.facts["records"]
+
+    def _asked(self) -> dict[str, Any]:
+        """The parameters that the first fit settles."""
+        return {name: getattr(self, name) for name in ("recipe", "latent", "hidden", "network", "columns")}
 
     def _fitted(self, source: Source) -> None:
         """What is kept of the training rows, once there is a model of them; nothing."""

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from narrows import world
+from narrows.continued import Start
 from narrows.errors import FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.building import assemble
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
+from narrows.prepare.preparer import Preparer
 from narrows.rows import Core, Prepared, Rows, wishes
 from narrows.schema import Schema, Stream, one_row
 from narrows.sources.source import Source, open_source
@@ -64,6 +66,8 @@ class Plan:
             of numbers that is not named.
         steps: to make in as many epochs as they take, where `epochs` does not say it; None for a default.
         suit: (plan, schema) -> plan, for those who choose recipe, code and network by the columns; None for nobody.
+        start: a fitted model to go on from: its columns, recipe, network, code and weights are taken as they are. It
+            stays as it is.
     """
 
     recipe: str | Recipe = "plain"
@@ -77,6 +81,7 @@ class Plan:
     columns: Mapping[str, str] = field(default_factory=dict)
     steps: int | None = None
     suit: Callable[[Plan, Schema], Plan] | None = None
+    start: Model | None = None
 
     def check(self) -> None:
         """Refuse a plan that cannot be carried out, before any data is read.
@@ -90,6 +95,8 @@ class Plan:
         self.training.check()
         Network.of(self.network).check()
         wishes(self.columns)
+        if self.start is not None:
+            Start(self.start).refuse_settings(self.recipe, self.latent, self.network, self.columns)
         for name in ("latent", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and 1 <= int(value) <= WIDEST):
@@ -137,6 +144,8 @@ def fit(
     with world.together():
         model, rows = _trained(data, plan, validation, weight, modules, core, watch)
         _learn(model, rows, learn or {})
+    if plan.start is not None:
+        Start(plan.start).tell_lost(model)
     return model
 
 
@@ -152,26 +161,22 @@ def _trained(
     """The model without what tasks learn, and the rows it was trained on."""
     device = choose_device(plan.device)
     with world.agreed():
-        source = open_source(data)
+        source = _opened(data, plan)
     world.compared(**_common(source, plan))
     held_out = plan.training.validation if validation is None else validation
     held_out = HELD_OUT if held_out is None else held_out
-    rows = Rows(source, held_out, plan.training, plan.seed, plan.columns)
+    frozen = None if plan.start is None else plan.start.preparer
+    rows = Rows(source, held_out, plan.training, plan.seed, plan.columns, frozen)
     schema = rows.preparer.schema
     plan = plan.suit(plan, schema) if plan.suit else plan
-    network = Network.of(plan.network)
-    latent, recipe = int(plan.latent or default_latent(schema)), Recipe.parse(plan.recipe)
-    _warn_overcomplete(recipe, latent, schema)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        # the user's own modules stay as they are: a second fit begins where the first began
-        module, network = assemble(recipe, schema, latent, network, copy.deepcopy(modules))
+    model = _model(plan, rows.preparer, modules)
+    module = model.module
     module.latent.check(rows.count)
-    if module.likelihood.learns:
+    if plan.start is None and module.likelihood.learns:
         module.likelihood.learn(rows.sampled())
     stream, held = rows.streams(device, weight, core)
-    model = Model(rows.preparer, module.to(device), recipe, latent, None if modules else network, {})
-    about = _about(rows, recipe, latent, network)
+    module.to(device)
+    about = _about(rows, model, plan)
     watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
@@ -183,6 +188,29 @@ def _trained(
     if watch.snapshots:
         model.parts[SNAPSHOTS] = _developed(watch.snapshots, history)
     return model, rows
+
+
+def _opened(data: Any, plan: Plan) -> Source:
+    """The source of the rows; where a model is gone on from, one of its columns."""
+    if plan.start is None:
+        return open_source(data)
+    source = plan.start.source(data)
+    Start(plan.start).refuse_changed(source)
+    return source
+
+
+def _model(plan: Plan, preparer: Preparer, modules: Mapping[str, nn.Module] | None) -> Model:
+    """The model before its training."""
+    if (start := plan.start) is not None:
+        return Model(preparer, Start(start).module(), start.recipe, start.latent, start.network, {})
+    schema, recipe = preparer.schema, Recipe.parse(plan.recipe)
+    latent = int(plan.latent or default_latent(schema))
+    _warn_overcomplete(recipe, latent, schema)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        # the user's own modules stay as they are: a second fit begins where the first began
+        module, network = assemble(recipe, schema, latent, Network.of(plan.network), copy.deepcopy(modules))
+    return Model(preparer, module, recipe, latent, None if modules else network, {})
 
 
 def _common(source: Source, plan: Plan) -> dict[str, str]:
@@ -216,10 +244,22 @@ def _learn(model: Model, rows: Rows, learn: Mapping[str, Learner]) -> None:
         model.parts[name] = Part(told, under(f"{name}.", tensors))
 
 
-def _about(rows: Rows, recipe: Recipe, latent: int, network: Network) -> dict[str, Any]:
+def _about(rows: Rows, model: Model, plan: Plan) -> dict[str, Any]:
     """What a run that is gone on with must share with this one."""
     facts: dict[str, Any] = {"data": rows.source.name, "data_fingerprint": rows.fingerprint}
-    return facts | {"recipe": str(recipe), "latent": latent, "network": asdict(network)}
+    if plan.start is not None:
+        facts["start"] = digest(plan.start.module)
+    network = asdict(model.network or Network.of(plan.network))
+    return facts | {"recipe": str(model.recipe), "latent": model.latent, "network": network}
+
+
+def digest(module: nn.Module) -> str:
+    """A hash of a module's weights, to know them again."""
+    sums = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        sums.update(f"{name}{tuple(tensor.shape)}".encode())
+        sums.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sums.hexdigest()
 
 
 def _snapshots(model: Model, held: Stream | None) -> Snapshots | None:
@@ -259,6 +299,8 @@ def _facts(rows: Rows, plan: Plan, history: History, held: bool) -> dict[str, An
     """What the training was."""
     facts = {"rows": rows.count, "validation_rows": rows.held if held else 0, "seed": int(plan.seed), **history.facts()}
     facts["epochs"] = history.records[-1]["epoch"] if history.records else 0
+    if plan.start is not None:
+        facts["before"] = Start(plan.start).before()
     return facts | {"settings": _settings(plan, rows.batch_size)}
 
 

@@ -26,6 +26,7 @@ from narrows.sources.source import Source
 from narrows.sources.write import write_rows
 from narrows.sources.writefiles import write_files
 from narrows.tasks.digest import Digest
+from narrows.tasks.drift import drift as look_for_drift
 from narrows.tasks.generate import Generation, interpolate
 from narrows.tasks.heat import picture_field, pictured, pictures
 from narrows.tasks.impute import DRAW, Imputation
@@ -38,6 +39,7 @@ from narrows.tasks.verdicts import Verdicts
 from narrows.tasks.whole import cleaned
 
 NARROWEST = 100  # characters that a table of worst rows needs
+DRIFTED = 3  # exit code
 
 
 def denoise(
@@ -119,6 +121,46 @@ def _write_steps(out: Path | None, verdicts: Verdicts, source: Source) -> None:
         raise SettingError("--steps without a file to write them to", "--out steps.parquet, .csv or .jsonl")
     told = StepVerdicts(verdicts)
     say(f"{out}: {write_rows(out, told.on(source), told.schema):,} steps")
+
+
+def drift(
+    model: Path,
+    data: str,
+    *,
+    alpha: float = 0.05,
+    reference: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    json: bool = False,
+    applying: Annotated[Applying | None, Flat] = None,
+) -> int:
+    """Whether new rows are like those of training: every column, the codes, the score; exit code 3 where they are not.
+
+    Args:
+        model: a .narrows file of `fit --for drift`; any other with --reference.
+        data: new rows with the columns of the training data.
+        alpha: probability of any false alarm.
+        reference: usual rows to compare with, best such that the model was not trained on; by default those it keeps.
+        out: .parquet, .csv, .jsonl: a line for each comparison.
+        seed: of the sample of many rows, and of the permutations.
+        json: print the result as JSON.
+    """
+    if out:
+        refuse_output(out, model, data, *([reference] if reference else []))
+    fitted = model_of(model, applying)
+    usual = rows_of(fitted, reference, applying) if reference else None
+    found = look_for_drift(fitted, rows_of(fitted, data, applying), reference=usual, alpha=alpha, seed=seed)
+    if out:
+        table = found.to_arrow()
+        write_rows(out, table.to_batches(), table.schema)
+    if json:
+        print(jsonlib.dumps(found.to_json(), sort_keys=True))
+    else:
+        console = Console()
+        console.width = max(console.width, NARROWEST)
+        console.print(found.table())
+        say(f"{out}: {found}" if out else str(found))
+    return DRIFTED if found else 0
 
 
 def follow(

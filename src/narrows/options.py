@@ -24,8 +24,12 @@ class Choices:
     what `--for` would choose."""
 
     job: Annotated[str | None, Parameter(name="--for")] = None
-    """What the model is for, generate, denoise, detect or impute: chooses a recipe where none is given, and learns what
-    the job needs beside."""
+    """What the model is for, generate, denoise, detect, impute or drift: chooses a recipe where none is given, and
+    learns what the job needs beside."""
+
+    start: Annotated[Path | None, Parameter(name="--continue")] = None
+    """A .narrows file to go on from: its columns, recipe, network, code and weights are taken as they are, and the
+    optimizer begins anew."""
 
     latent: int | None = None
     """Numbers in a row's code; by default half of the cells, at most 16."""

@@ -78,6 +78,7 @@ class Rows:
         training: says how to hold out, how many bytes may be kept, and how long a batch is.
         seed: of the split and of the order of rows.
         columns: column -> a kind, a transform, or both with a space between, where the ones chosen are wrong.
+        preparer: learnt before from other rows; None learns one from these.
 
     Raises:
         DataError: for a source without rows, or with rows that cannot be modeled.
@@ -92,6 +93,7 @@ class Rows:
         training: Training,
         seed: int,
         columns: Mapping[str, str] | None = None,
+        preparer: Preparer | None = None,
     ) -> None:
         self.source, self.wanted, self.training, self.seed = source, validation, training, seed
         self.split = self._split()
@@ -99,7 +101,7 @@ class Rows:
         kinds, transforms = wishes(columns or {})
         with naming(source):
             statistics = self._statistics({name for name, kind in kinds.items() if kind == "category"})
-            self.preparer = Preparer.learn(statistics, kinds=kinds, transforms=transforms)
+            self.preparer = preparer or Preparer.learn(statistics, kinds=kinds, transforms=transforms)
             if not self.preparer.schema.cells:
                 raise DataError(
                     "no column has anything to learn from",

@@ -14,6 +14,8 @@ from narrows.fitted import Model
 from narrows.stopwatch import Stopwatch
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.figures import figure
+from narrows.tasks.purposes import Purpose
+from narrows.tasks.reference import PART as DRIFT
 
 
 def tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch | None = None) -> None:
@@ -32,7 +34,7 @@ def tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch |
     for finding in model.diagnosis:
         if finding.problem:
             say(str(finding))
-    first = "detect" if DETECT in model.parts else "evaluate"
+    first = next((verb for part, verb in ((DETECT, "detect"), (DRIFT, "drift")) if part in model.parts), "evaluate")
     say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     if profile is not None:
         Console().print(_profiled(profile))
@@ -57,6 +59,14 @@ def save(model: Model, out: Path, folder: Path) -> None:
         raise NarrowsError(error.got, error.wanted, kept if folder.is_dir() else error.hint) from error
 
 
+def going(name: str, start: Model, purpose: Purpose) -> str:
+    """What going on from a model keeps, and what begins anew."""
+    anew = [part for part in purpose.learn if part in start.parts]
+    learnt = f" Learnt anew from these rows: {', '.join(anew)}." if anew else ""
+    kept = "columns, recipe, network and code stay as they are, and levels that it does not know stay unseen"
+    return f"Going on from {name}: {kept}. The optimizer begins anew.{learnt}"
+
+
 def sentence(model: Model) -> str:
     """One line on what was trained."""
     facts = model.facts
@@ -64,7 +74,9 @@ def sentence(model: Model) -> str:
     held = f" and {facts['validation_rows']:,} held out" if facts["validation_rows"] else ""
     losses = ", ".join(f"{name} {figure(value)}" for name, value in best(model).items())
     ended = f"{epochs}, stopped by: {facts['reason']}"
-    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}; {ended}; {losses}"
+    before = facts.get("before")
+    earlier = f", after {before['rows']:,} rows before" if before else ""
+    return f"{model.recipe.name}, code of {model.code_size}, from {rows}{held}{earlier}; {ended}; {losses}"
 
 
 def best(model: Model) -> dict[str, float]:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
+from narrows.continued import refuse_given
 from narrows.errors import DataError
 from narrows.fitted import Model, load
 from narrows.fitting import Plan
@@ -39,8 +40,8 @@ from narrows.stopwatch import spent, timing
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
 from narrows.tasks.likelihood import log_likelihood
-from narrows.tasks.purposes import purpose_of
-from narrows.told import best, save, sentence, tell
+from narrows.tasks.purposes import going_on, purpose_of
+from narrows.told import best, going, save, sentence, tell
 from narrows.train.settings import Training, Watch
 
 SHOWN = 60  # columns listed for people
@@ -75,21 +76,24 @@ def fit(
         transformer: settings of transformers.
     """
     choices, detecting, running = choices or Choices(), detecting or Detecting(), running or Running()
-    refuse_output(out, data, suffix=".narrows")
-    source = _training_rows(data, reading or Reading(), training)
+    reading = reading or Reading()
+    refuse_output(out, data, *([choices.start] if choices.start else []), suffix=".narrows")
+    nets = Network(network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer())
+    start = _start(choices, nets, reading, quiet=running.json)
+    source = _training_rows(data, reading, training, start)
     purpose = purpose_of(choices.job, source.schema, choices.recipe, detecting.contamination, detecting.all_normal)
+    purpose = going_on(start) if start else purpose
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,
         latent=choices.latent,
-        network=Network(
-            network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer()
-        ),
+        network=nets,
         training=training or Training(),
         epochs=choices.epochs,
         lr=choices.lr,
         seed=choices.seed,
         device=choices.device,
         columns=choices.column,
+        start=start,
     )
     folder = running.run or out.with_suffix(".run")
     watch = Watch(folder=folder, resume=running.resume or restarted(), verbose=running.verbose)
@@ -103,12 +107,25 @@ def fit(
     return INTERRUPTED if model.facts["reason"] == "interrupted" else 0
 
 
-def _training_rows(data: str, reading: Reading, training: Training | None) -> Source:
+def _training_rows(data: str, reading: Reading, training: Training | None, start: Model | None) -> Source:
     """The source of the rows to train on; series are in the order of the column that the split is by."""
     in_time = reading.form == "series" or (reading.form in ("auto", "table") and reading.window)
     if training and training.time and in_time and reading.stamp is None:
         reading = replace(reading, stamp=training.time)
-    return open_source(data, reading=reading)
+    return start.source(data, reading) if start else open_source(data, reading=reading)
+
+
+def _start(choices: Choices, nets: Network, reading: Reading, quiet: bool) -> Model | None:
+    """The model to go on from: checks that nothing is given that it has settled, and says what that means."""
+    if choices.start is None:
+        return None
+    wished: dict[str, Any] = {"--for": choices.job, "--column": choices.column, "--recipe": choices.recipe}
+    wished |= {"--latent": choices.latent, "--network": nets != Network(), "how to read": reading.kept()}
+    refuse_given([name for name, value in wished.items() if value])
+    start = load(choices.start)
+    if launched()[0] == 0 and not quiet:
+        say(going(str(choices.start), start, going_on(start)))
+    return start
 
 
 def encode(model: Path, data: str, *, out: Path, applying: Annotated[Applying | None, Flat] = None) -> None:

@@ -36,6 +36,8 @@ class Filling:
     def add(self, rows: Batch) -> None:
         """Put rows behind those that are there."""
         here = slice(self.filled, self.filled + len(rows))
+        if rows.seen is not None and self._batch.seen is None:  # holes where the schema knows of none
+            self._batch = replace(self._batch, seen=torch.ones_like(self._batch.mask()))
         pairs: list[tuple[Tensor | None, Tensor | None]] = [
             (self._batch.numbers, rows.numbers),
             (self._batch.codes, rows.codes),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from narrows.errors import DataError
 from narrows.fitting import Plan
+from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.rows import Core
@@ -40,6 +41,13 @@ def suit(plan: Plan, schema: Schema) -> Plan:
         return replace(plan, recipe="plain", steps=steps) if plan.recipe == RECIPE else plan
     own = Network.of(plan.network) == Network() and plan.recipe == RECIPE
     return replace(plan, network=NETWORK, latent=plan.latent or LATENT, steps=STEPS) if own else plan
+
+
+def steps_of(recipe: Recipe, schema: Schema) -> int | None:
+    """Steps that a network of this recipe makes for detecting, where nobody says how many; None for as any other."""
+    if any(column.grid for column in schema):
+        return SERIES_STEPS if of_series(schema) else None
+    return STEPS if recipe == Recipe.parse(RECIPE) else None
 
 
 def core(share: float = SHARE) -> Core:

@@ -15,6 +15,7 @@ from typing import Literal
 import pyarrow as pa
 
 from narrows.errors import SettingError
+from narrows.fitted import Model
 from narrows.fitting import Learner, Plan
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
@@ -26,16 +27,20 @@ from narrows.tasks.baseline import PART as BASELINE
 from narrows.tasks.baseline import learn_baseline
 from narrows.tasks.calibration import FEWEST
 from narrows.tasks.detect import PART as DETECT
+from narrows.tasks.detect import Detector
 from narrows.tasks.detecting import learn_detector
 from narrows.tasks.diagnosis import LEARNT
 from narrows.tasks.holes import PART as NORMAL
 from narrows.tasks.holes import learn_normal
-from narrows.tasks.ordinary import RECIPE, SHARE, core, suit
+from narrows.tasks.ordinary import RECIPE, SHARE, core, steps_of, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
+from narrows.tasks.reference import PART as DRIFT
+from narrows.tasks.reference import learn_reference
 
 Contamination = float | Literal["auto"]
 CALIBRATING = 0.2  # share of the rows that calibrate: of 250 rows the 50 that say what one false alarm in fifty is
+COMPARED = 0.2  # share of the rows that new ones are compared with: what was trained on is told too well
 KNOWN = 0.1  # where all rows are normal: each of them is worth more as a neighbor
 
 
@@ -84,7 +89,7 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     return replace(plan, columns=columns, training=training, suit=suit)
 
 
-CONDITIONAL = "conditional"
+CONDITIONAL, AUTO = "conditional", "auto"
 WIDTH = 256  # of the layers that tell cells from each other
 CELL_BY_CELL: dict[str, Learner] = {BASELINE: learn_baseline, NORMAL: learn_normal}
 
@@ -99,9 +104,6 @@ def _cell_by_cell(plan: Plan) -> Plan:
     return replace(plan, network=network, latent=plan.latent or WIDTH)
 
 
-AUTO = "auto"
-
-
 def generation(schema: pa.Schema, recipe: str | None = None, prior: str = "auto") -> Purpose:
     """What making rows asks of a fit: of tables a model that makes them cell by cell, else codes and their prior.
 
@@ -111,9 +113,9 @@ def generation(schema: pa.Schema, recipe: str | None = None, prior: str = "auto"
         prior: see `learn_prior`.
     """
     if (recipe in (None, AUTO) and _of_scalars(schema)) or (recipe or "").partition(":")[0] == CONDITIONAL:
-        return Purpose(CONDITIONAL, CELL_BY_CELL, None, _cell_by_cell)
+        return Purpose(CONDITIONAL, CELL_BY_CELL, settle=_cell_by_cell)
     learn: dict[str, Learner] = {**LEARNT, PRIOR: partial(learn_prior, kind=prior)}
-    return Purpose("vae", learn, None, lambda plan: replace(plan, recipe="vae") if plan.recipe == AUTO else plan)
+    return Purpose("vae", learn, settle=lambda plan: replace(plan, recipe="vae") if plan.recipe == AUTO else plan)
 
 
 def _of_scalars(schema: pa.Schema) -> bool:
@@ -125,10 +127,17 @@ def _of_scalars(schema: pa.Schema) -> bool:
     )
 
 
-JOBS = ("denoise", "detect", "generate", "impute")
+def _to_compare(plan: Plan) -> Plan:
+    if plan.training.validation is not None:
+        return plan
+    return replace(plan, training=replace(plan.training, validation=COMPARED))
+
+
+JOBS = ("denoise", "detect", "drift", "generate", "impute")
 PURPOSES = {
     "denoise": Purpose("denoising:noise=0.1,mask=0"),
-    "impute": Purpose(CONDITIONAL, CELL_BY_CELL, None, _cell_by_cell),
+    "drift": Purpose("plain", {**LEARNT, DRIFT: learn_reference}, settle=_to_compare),
+    "impute": Purpose(CONDITIONAL, CELL_BY_CELL, settle=_cell_by_cell),
 }
 
 
@@ -162,3 +171,37 @@ def purpose_of(
     if job not in PURPOSES:
         raise SettingError(f"fit for {job!r}", f"one of {', '.join(JOBS)}")
     return PURPOSES[job]
+
+
+def going_on(model: Model) -> Purpose:
+    """What going on from a model asks of a fit: that what it had learnt beside its weights is learnt anew.
+
+    It trains on the rows that its first fit would have chosen, and learns the parts that it has; those that no fit
+    learns are left out, and `narrows.fitting.fit` says so.
+    """
+    had = model.parts
+    if DETECT in had:
+        return _detecting_on(model)
+    learners = dict(LEARNT)
+    if PRIOR in had:
+        learners[PRIOR] = learn_prior
+    if NORMAL in had:
+        learners[NORMAL] = learn_normal
+    if DRIFT in had:
+        learners[DRIFT] = learn_reference
+    settle = _to_compare if DRIFT in had else Purpose().settle
+    return Purpose(str(model.recipe), {name: learners[name] for name in learners if name in had}, settle=settle)
+
+
+def _detecting_on(model: Model) -> Purpose:
+    """That of a detector: by what it was told of anomalies, and in as few steps."""
+    facts = Detector.of(model).facts
+    normal, told = facts["share"] >= 1, facts["contamination"]
+    first = detection(told, normal)
+    learners = {name: learner for name, learner in first.learn.items() if name in model.parts}
+
+    def settle(plan: Plan) -> Plan:
+        steps = plan.steps or steps_of(model.recipe, model.schema)
+        return replace(plan, training=_to_detect(plan, normal).training, steps=steps)
+
+    return Purpose(str(model.recipe), learners, first.core, settle)
