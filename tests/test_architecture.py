@@ -39,6 +39,7 @@ ALLOWED = {
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "containers": DATA,
     "estimators": NOUNS | MODEL | DATA | WAIST | {"tasks", "containers"},
+    "imputer": NOUNS | DATA | {"networks", "train", "estimators", "containers", "tasks"},
     "denoiser": NOUNS | DATA | {"networks", "train", "estimators"},
     "detector": NOUNS | {"sources", "tasks", "containers", "estimators"},
     "options": {"errors", "files"},

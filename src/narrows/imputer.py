@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from narrows.containers import framed, is_pandas
 from narrows.estimators import Autoencoder
-from narrows.tasks.impute import INDICATOR, impute
+from narrows.tasks.impute import INDICATOR, impute, marked
 from narrows.tasks.purposes import PURPOSES, Purpose
 from narrows.train.settings import Training
 
@@ -123,10 +123,10 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Names of the columns that `transform` gives."""
         check_is_fitted(self)
         own = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
-        names = list(own if input_features is None else input_features)
-        holes = [column.holes for column in self.model_.schema for _ in range(column.width if column.shape else 1)]
-        marked = [name + INDICATOR for name, hole in zip(names, holes, strict=False) if hole and self.add_indicator]
-        return np.array([*names, *marked], dtype=object)
+        names = own if input_features is None else input_features
+        holes = [name for column in self.model_.schema if column.holes for name in marked(column)]
+        marks = [name + INDICATOR for name in holes if self.add_indicator]
+        return np.array([*names, *marks], dtype=object)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one file, for `narrows.load` and `narrows impute`."""

@@ -262,7 +262,8 @@ def choose_families(schema: Schema, numbers: Words) -> dict[str, str]:
         raise SettingError(f"a likelihood for {', '.join(sorted(unknown))}", "columns of numbers")
     one = isinstance(numbers, str)
     chosen = {column.name: _word(column, asked.get(column.name, "auto"), one) for column in columns}
-    if isinstance(numbers, str) and ALIASES.get(numbers, numbers) not in ("auto", "mse", *chosen.values()) and columns:
+    word = ALIASES.get(numbers, numbers) if isinstance(numbers, str) else "auto"
+    if word not in ("auto", "mse", *chosen.values()) and not BINNED.fullmatch(word) and columns:
         raise SettingError(f"likelihood {numbers!r}", "one that suits some column", "--column.NAME count, or auto")
     return chosen
 

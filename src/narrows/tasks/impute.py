@@ -72,7 +72,7 @@ def impute(
         seed: of the draws.
         interval: add the columns `NAME_low` and `NAME_high` between which a missing number lies with this chance, such
             as 0.9; empty where it is not missing.
-        add_indicator: add a column `NAME_missing` for each column that had holes in training, or has some here.
+        add_indicator: add a column `NAME_missing` for each column that had holes in training.
 
     Raises:
         SettingError: for settings out of range, or a model that cannot tell what is missing.
@@ -142,7 +142,7 @@ class Imputation:
         """Of the rows that `of` gives."""
         entries = [*asides(source.schema), *([pa.field(DRAW, pa.int32())] if self.draws else [])]
         entries += self.model.preparer.arrow_schema
-        entries += [pa.field(c.name + INDICATOR, pa.bool_()) for c in self.indicated]
+        entries += [pa.field(name + INDICATOR, pa.bool_()) for c in self.indicated for name in marked(c)]
         entries += [pa.field(c.name + end, pa.float64()) for c in self.between for end in (LOW, HIGH)]
         return pa.schema(entries)
 
@@ -158,7 +158,7 @@ class Imputation:
 
     def _completed(self, raw: pa.RecordBatch, batch: Batch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         known = [raw.column(entry.name) for entry in asides(raw.schema)]
-        marks = [pa.array(self._missing(batch, column)) for column in self.indicated]
+        marks = [pa.array(mark) for column in self.indicated for mark in self._marks(batch, column)]
         if not self.draws:
             guess = self.filler.guess(batch, self.interval or 0.9)
             whole = self._whole_rows(raw, batch, replace(batch, numbers=guess.numbers, codes=guess.codes))
@@ -170,6 +170,12 @@ class Imputation:
             whole = self._whole_rows(raw, batch, drawn)
             numbered = pa.repeat(pa.scalar(number, pa.int32()), len(batch))
             yield pa.RecordBatch.from_arrays([*known, numbered, *whole, *marks], schema=schema)
+
+    def _marks(self, batch: Batch, column: Column) -> list[np.ndarray]:
+        """(B,) which rows lack each of what a column has an indicator for."""
+        if len(marked(column)) == 1:
+            return [self._missing(batch, column)]
+        return list((~batch.mask()[:, self.model.schema.spans[column.name]]).numpy().T)
 
     def _missing(self, batch: Batch, column: Column) -> np.ndarray:
         """(B,) which rows lack something of a column; of a text, all of it, as cells behind its end always are."""
@@ -204,6 +210,11 @@ class Imputation:
                 values = rows.column(column.name).cast(pa.float64(), safe=False)
                 arrays.append(pc.if_else(there, values, pa.scalar(None, pa.float64())))
         return arrays
+
+
+def marked(column: Column) -> list[str]:
+    """Names of what a column has an indicator for: itself, or each of the numbers of an array's row."""
+    return column.cell_names() if column.shape and not column.grid else [column.name]
 
 
 DRAWS_APART = 1_000_003  # of the seeds of two draws
