@@ -14,7 +14,7 @@ LEAVES = {"errors", "metrics", "findings", "launch", "stopwatch", "world"}
 NOUNS = LEAVES | {"schema", "files", "tensorfile"}
 MODEL = {"networks", "model", "train"}
 DATA = {"sources", "prepare"}
-WAIST = {"fitted", "rows", "fitting"}
+WAIST = {"fitted", "rows", "sizing", "fitting"}
 ALLOWED = {
     "errors": set(),
     "metrics": set(),
@@ -32,7 +32,8 @@ ALLOWED = {
     "train": NOUNS | {"networks", "model"},
     "fitted": NOUNS | MODEL | DATA,
     "rows": NOUNS | MODEL | DATA,
-    "fitting": NOUNS | MODEL | DATA | {"fitted", "rows"},
+    "sizing": NOUNS | MODEL,
+    "fitting": NOUNS | MODEL | DATA | {"fitted", "rows", "sizing"},
     "tasks": NOUNS | MODEL | DATA | WAIST,
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "containers": DATA,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     """An autoencoder as a scikit-learn transformer.
 
     Args:
-        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        latent: numbers in a row's code; None takes half of the cells, at most 16, and `auto` tries sizes.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. None chooses by the width of the data.
         recipe: a name of `narrows.model.recipes.RECIPES`, with arguments as in `vae:beta=4`.
         network: `dense`, `conv`, `recurrent`, `transformer`, the settings of one of them (`Conv(channels=(16, 32))`)
@@ -61,7 +61,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         feature_names_in_: their names; not there for arrays.
     """
 
-    latent: int | None = None
+    latent: int | Literal["auto"] | None = None
     _: KW_ONLY
     hidden: Sequence[int] | None = None
     recipe: str = "plain"
@@ -230,7 +230,7 @@ class Generator(Autoencoder):
     """An autoencoder that makes new rows.
 
     Args:
-        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        latent: numbers in a row's code; None takes half of the cells, at most 16, and `auto` tries sizes.
         hidden: as in `Autoencoder`.
         recipe: `vae`, whose codes lie together; others do as well, since where codes lie is learnt.
         prior: `mixture`, `flow`, `sequence` (for discrete codes), or `auto`, which tries what suits.

@@ -27,8 +27,9 @@ class Choices:
     """What the model is for, generate, denoise or detect: chooses a recipe where none is given, and learns what the job
     needs beside."""
 
-    latent: int | None = None
-    """Numbers in a row's code; by default half of the cells, at most 16."""
+    latent: int | Literal["auto"] | None = None
+    """Numbers in a row's code; by default half of the cells, at most 16. auto tries sizes in short fits and takes the
+    smallest that tells hidden cells as well as any."""
 
     epochs: int | None = None
     """Passes over the rows at most; by default chosen by their number."""
