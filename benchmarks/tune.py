@@ -3,7 +3,8 @@
     python benchmarks/tune.py [--quick] [--tables FOLDER] [--out benchmarks/results/tune.json]
 
 Rows of six columns a factor are made from 4, 8 or 16 normal factors: `linear`, x = W z + noise, and `bent`,
-x = W2 tanh(W1 z) + noise, of which linear methods find more factors than there are. A try is a hit within 1.
+x = W2 tanh(W1 z) + noise, where W1 z has a variance of 1 and twice as many
+numbers as there are factors. A try is a hit within 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def made(factors: int, kind: str, seed: int) -> np.ndarray:
     draw = np.random.default_rng([seed, factors, KINDS.index(kind)])
     z, columns = draw.normal(size=(ROWS, factors)), COLUMNS * factors
     if kind == "bent":
-        z = np.tanh(1.5 * z @ draw.normal(size=(factors, 2 * factors)) / np.sqrt(factors))
+        z = np.tanh(z @ draw.normal(size=(factors, 2 * factors)) / np.sqrt(factors))
     x = z @ draw.normal(size=(z.shape[1], columns)) / np.sqrt(z.shape[1])
     return (x / x.std(0) + NOISE * draw.normal(size=x.shape)).astype(np.float32)
 

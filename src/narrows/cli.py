@@ -36,6 +36,7 @@ JOBS = {
     "generate": "New rows like those of training; or rows between rows.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
+    "tune": "Choose code size and settings by trials, and fit the model that they chose.",
 }
 
 SHARED = {"fit", "encode", "decode", "reconstruct", "detect"}  # that several processes do together; else rank 0 alone

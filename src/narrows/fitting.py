@@ -28,8 +28,8 @@ from narrows.networks.dense import WIDEST
 from narrows.prepare.gathered import Thinned
 from narrows.rows import Core, Prepared, Rows, wishes
 from narrows.schema import Batch, Schema, Stream, one_row
-from narrows.sizing import PART as TUNE
 from narrows.sizing import JUDGED, MOST, Sizing
+from narrows.sizing import PART as TUNE
 from narrows.sources.source import Source, open_source
 from narrows.stopwatch import spent
 from narrows.tensorfile import pack, under, unpack
