@@ -28,6 +28,12 @@ SOURCES = Path(__file__).parent.parent / "src"
 optuna = pytest.importorskip("optuna")
 
 
+@pytest.fixture(autouse=True)
+def short():
+    with mock.patch("narrows.tasks.trials.STEPS", 60):
+        yield
+
+
 def started(folder, trials):
     words = [sys.executable, "-m", "narrows", "tune", "x.npy", "--epochs", "1", "--trials", str(trials)]
     words += ["--folder", "study", "--out", f"m{time.monotonic_ns()}.narrows"]
