@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command import narrows
@@ -18,6 +18,7 @@ from narrows.fitting import Plan, fit
 from narrows.model.building import build
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
+from narrows.networks.dense import Dense
 from narrows.report.page import report
 from narrows.schema import Batch
 from narrows.sizing import ALIKE, PART, Judge, judged, one_standard_error, search
@@ -29,7 +30,12 @@ def rows_of(factors, columns=24, rows=1500, seed=0):
     return (x + 0.2 * draw.normal(size=x.shape)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr("narrows.sizing.STEPS", 150)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000))
 def test_one_standard_error_by_its_definition(seed):
     draw = np.random.default_rng(seed)
@@ -66,13 +72,13 @@ def test_the_search_finds_what_trying_all_finds_with_few_fits(start, floor):
     every = {size: cost(size) for size in range(1, 41)}
     known = search(cost, start, 40)
     assert one_standard_error(known) == one_standard_error(every) == floor
-    assert len(known) <= 13
+    assert len(known) <= 14
 
 
 def test_hidden_cells_are_not_seen():
     """A judge's costs cannot be those of a copy: a module told everything it is asked still costs what is hidden."""
     schema_rows = rows_of(2, 6, 200)
-    model = fit(schema_rows, Plan("linear", latent=6, epochs=1))
+    model = fit(schema_rows, Plan("linear", latent=3, epochs=1))
     batch = next(batch for _, batch in model.batches(schema_rows))
     module = build(judged(Recipe.parse("plain")), model.schema, 3, Network())
     first, again = (Judge(batch, Recipe.parse("plain")).costs(module) for _ in range(2))
@@ -82,8 +88,8 @@ def test_hidden_cells_are_not_seen():
 
 
 def test_auto_finds_known_factors_and_the_page_shows_how(tmp_path):
-    x = rows_of(4)
-    model = fit(x, Plan(latent="auto", epochs=1))
+    x = rows_of(4, 16, 800)
+    model = fit(x, Plan(latent="auto", network=Dense(hidden=(32,)), epochs=1))
     assert abs(model.latent - 4) <= 1
     model.save(tmp_path / "m.narrows")
     facts = load(tmp_path / "m.narrows").parts[PART].facts

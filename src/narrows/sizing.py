@@ -269,7 +269,7 @@ class Sizing:
         self,
         size: int,
         rows: Batch,
-        steps: int = STEPS,
+        steps: int | None = None,
         heed: Callable[[AutoencoderModule, Record], bool] | None = None,
     ) -> AutoencoderModule:
         """A module of this code size, trained for so many steps on rows.
@@ -277,7 +277,7 @@ class Sizing:
         Args:
             size: of the code.
             rows: prepared.
-            steps: about so many, in whole epochs.
+            steps: about so many, in whole epochs; None for 500.
             heed: called with the module and the record after each epoch; training stops where it says True.
         """
         size_of_step = self.training.batch_size or max(8, min(ROWS, len(rows) // 8))
@@ -288,7 +288,7 @@ class Sizing:
             torch.manual_seed(self.seed)
             module = build(judged(self.recipe), self.schema, size, self.network).to(self.device)
         stream: Stream = Resident(rows.to(self.device), training.step_rows(len(rows)), self.seed)
-        epochs = max(1, round(steps * training.step_rows(len(rows)) / len(rows)))
+        epochs = max(1, round((steps or STEPS) * training.step_rows(len(rows)) / len(rows)))
         callbacks = () if heed is None else (lambda record: heed(module, record),)
         train(
             module, stream, None, training, epochs=epochs, lr=self.lr, seed=self.seed, watch=Watch(callbacks=callbacks)
