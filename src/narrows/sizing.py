@@ -95,11 +95,11 @@ class Judge:
         training = module.training
         module.eval()
         count = self._bound if self.measure == "bound" else self._hidden
-        draws, costs = generator(self.seed, VALIDATION), []
+        draws = generator(self.seed, VALIDATION)
         with kept(module.device):
             seed_step(self.seed, VALIDATION, module.device)
-            for start in range(0, len(self.rows), BLOCK):
-                costs.append(count(module, self.rows[start : start + BLOCK], draws).double().cpu())
+            blocks = [self.rows[start : start + BLOCK] for start in range(0, len(self.rows), BLOCK)]
+            costs = [count(module, block, draws).double().cpu() for block in blocks]
         module.train(training)
         return np.asarray(torch.cat(costs).numpy())
 
