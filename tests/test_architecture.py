@@ -14,7 +14,7 @@ LEAVES = {"balance", "errors", "metrics", "findings", "launch", "stopwatch", "wo
 NOUNS = LEAVES | {"schema", "files", "tensorfile"}
 MODEL = {"networks", "model", "train"}
 DATA = {"sources", "prepare"}
-WAIST = {"fitted", "continued", "rows", "fitting"}
+WAIST = {"fitted", "continued", "rows", "sizing", "fitting"}
 ALLOWED = {
     "balance": set(),
     "errors": set(),
@@ -34,7 +34,8 @@ ALLOWED = {
     "fitted": NOUNS | MODEL | DATA,
     "rows": NOUNS | MODEL | DATA,
     "continued": NOUNS | MODEL | DATA | {"fitted"},
-    "fitting": NOUNS | MODEL | DATA | {"fitted", "continued", "rows"},
+    "sizing": NOUNS | MODEL,
+    "fitting": NOUNS | MODEL | DATA | {"fitted", "continued", "rows", "sizing"},
     "tasks": NOUNS | MODEL | DATA | WAIST,
     "report": NOUNS | MODEL | DATA | WAIST | {"tasks"},
     "containers": DATA,

@@ -38,6 +38,7 @@ JOBS = {
     "impute": "Rows with their holes filled: by what is expected there, or by draws.",
     "probe": "What codes know of a column the model was never told: a small reader of them, beside raw rows and PCA.",
     "denoise": "Rows without their noise; pictures, sounds and series in their own size.",
+    "tune": "Choose code size and settings by trials, and fit the model that they chose.",
 }
 
 SHARED = {"fit", "encode", "decode", "reconstruct", "detect", "impute"}  # done by all processes; others by rank 0

@@ -41,7 +41,7 @@ class Start:
 
     model: Model
 
-    def refuse_settings(self, recipe: str | Recipe, latent: int | None, network: Any, columns: Any) -> None:
+    def refuse_settings(self, recipe: str | Recipe, latent: int | str | None, network: Any, columns: Any) -> None:
         """Check that nothing is wished for that the model has settled already.
 
         Raises:

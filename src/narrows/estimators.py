@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     """An autoencoder as a scikit-learn transformer.
 
     Args:
-        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        latent: numbers in a row's code; None takes half of the cells, at most 16, and `auto` tries sizes.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. None chooses by the width of the data.
         recipe: a name of `narrows.model.recipes.RECIPES`, with arguments as in `vae:beta=4`.
         network: `dense`, `conv`, `recurrent`, `transformer`, the settings of one of them (`Conv(channels=(16, 32))`)
@@ -59,7 +59,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         feature_names_in_: their names; not there for arrays.
     """
 
-    latent: int | None = None
+    latent: int | Literal["auto"] | None = None
     _: KW_ONLY
     hidden: Sequence[int] | None = None
     recipe: str = "plain"
@@ -264,7 +264,7 @@ class Generator(Autoencoder):
     """An autoencoder that makes new rows.
 
     Args:
-        latent: numbers in a row's code; None chooses by the recipe.
+        latent: numbers in a row's code; None chooses by the recipe, and `auto` tries sizes.
         hidden: as in `Autoencoder`.
         recipe: `auto` takes `conditional` for tables, which makes rows cell by cell, and `vae` for images, series and
             the like. Others do as well, since where codes lie is learnt.

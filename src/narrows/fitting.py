@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,18 @@ from torch import Tensor, nn
 
 from narrows import world
 from narrows.continued import Start
-from narrows.errors import FitWarning, SettingError
+from narrows.errors import DataError, FitWarning, SettingError
 from narrows.fitted import Model, Part
 from narrows.model.building import assemble
 from narrows.model.recipe import Recipe
 from narrows.networks.choice import Network
 from narrows.networks.dense import WIDEST
+from narrows.prepare.gathered import Thinned
 from narrows.prepare.preparer import Preparer
 from narrows.rows import Core, Prepared, Rows, wishes
-from narrows.schema import Schema, Stream, one_row
+from narrows.schema import Batch, Schema, Stream, one_row
+from narrows.sizing import JUDGED, MOST, Sizing
+from narrows.sizing import PART as TUNE
 from narrows.sources.source import Source, open_source
 from narrows.stopwatch import spent
 from narrows.tensorfile import pack, under, unpack
@@ -53,7 +56,8 @@ class Plan:
 
     Args:
         recipe: `plain`, `vae:beta=4`, ...: fills the slots.
-        latent: numbers in a row's code; None takes half of the cells, at most 16.
+        latent: numbers in a row's code; None takes half of the cells, at most 16; `auto` tries sizes in short fits and
+            takes the smallest that tells hidden cells as well as any (see `narrows.sizing`).
         network: encoder and decoder: a `Network`, the settings of one kind (`Conv()`), or a word (`conv`).
         training: how to train it.
         epochs: passes over the rows at most; None chooses by their number (see `default_epochs`).
@@ -71,7 +75,7 @@ class Plan:
     """
 
     recipe: str | Recipe = "plain"
-    latent: int | None = None
+    latent: int | Literal["auto"] | None = None
     network: Any = None
     training: Training = field(default_factory=Training)
     epochs: int | None = None
@@ -99,8 +103,11 @@ class Plan:
             Start(self.start).refuse_settings(self.recipe, self.latent, self.network, self.columns)
         for name in ("latent", "epochs", "steps"):
             value = getattr(self, name)
+            if name == "latent" and isinstance(value, str) and value == "auto":
+                continue
             if value is not None and not (isinstance(value, Integral) and 1 <= int(value) <= WIDEST):
-                raise SettingError(f"{name}={value!r}", f"a whole number from 1 to {WIDEST:,}")
+                more = ", or auto" if name == "latent" else ""
+                raise SettingError(f"{name}={value!r}", f"a whole number from 1 to {WIDEST:,}{more}")
         if self.lr is not None and not (isinstance(self.lr, Real) and 0 < float(self.lr) < inf):
             raise SettingError(f"lr={self.lr!r}", "a number above 0")
         if not (isinstance(self.seed, Integral) and abs(int(self.seed)) < 2**63):
@@ -169,12 +176,18 @@ def _trained(
     rows = Rows(source, held_out, plan.training, plan.seed, plan.columns, frozen)
     schema = rows.preparer.schema
     plan = plan.suit(plan, schema) if plan.suit else plan
+    stream, held, sized = None, None, None
+    if plan.latent == "auto":
+        stream, held = rows.streams(device, weight, core)
+        sized = _sized(rows, stream, plan, modules)
+        plan = replace(plan, latent=sized.facts["latent"])
     model = _model(plan, rows.preparer, modules)
     module = model.module
     module.latent.check(rows.count)
     if plan.start is None and module.likelihood.learns:
         module.likelihood.learn(rows.sampled())
-    stream, held = rows.streams(device, weight, core)
+    if stream is None:
+        stream, held = rows.streams(device, weight, core)
     module.to(device)
     about = _about(rows, model, plan)
     watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
@@ -185,6 +198,8 @@ def _trained(
     epochs = plan.epochs or default_epochs(work, count, rows.batch_size, plan.steps)
     history = train(module, stream, held, plan.training, epochs=epochs, lr=plan.lr, seed=plan.seed, watch=watch)
     model.facts, model.reading = _facts(rows, plan, history, held is not None), source.reading
+    if sized:
+        model.parts[TUNE] = sized
     if watch.snapshots:
         model.parts[SNAPSHOTS] = _developed(watch.snapshots, history)
     return model, rows
@@ -211,6 +226,35 @@ def _model(plan: Plan, preparer: Preparer, modules: Mapping[str, nn.Module] | No
         # the user's own modules stay as they are: a second fit begins where the first began
         module, network = assemble(recipe, schema, latent, Network.of(plan.network), copy.deepcopy(modules))
     return Model(preparer, module, recipe, latent, None if modules else network, {})
+
+
+def _sized(rows: Rows, stream: Stream, plan: Plan, modules: Mapping[str, nn.Module] | None) -> Part:
+    """The part `tune`: the code size that short fits on some of the rows choose, and what each size cost.
+
+    Raises:
+        DataError: for too few rows to hold some out.
+        SettingError: for networks of the user's own, whose code has one size.
+    """
+    if modules:
+        raise SettingError("latent='auto' with an encoder and decoder of the user's own", "a size: theirs")
+    device = choose_device(plan.device)
+    schema, training = rows.preparer.schema, _suited(plan.training, rows.preparer.schema)
+    asked = Recipe.parse(plan.recipe), Network.of(plan.network), training
+    with spent("code size"):
+        some = stream.batch if isinstance(stream, Resident) else _evenly(rows, MOST + JUDGED)
+        _, facts = Sizing(schema, *asked, plan.lr, plan.seed, device).choose(some, rows.prepared().held)
+    return Part(facts)
+
+
+def _evenly(rows: Rows, count: int) -> Batch:
+    """An even draw of so many of the rows that are streamed."""
+    thinned = Thinned(count)
+    for batch in rows.prepared():
+        thinned.add(batch)
+    some = thinned.batch()
+    if some is None:
+        raise DataError("no rows to choose a code size by", "at least one")
+    return some
 
 
 def _common(source: Source, plan: Plan) -> dict[str, str]:

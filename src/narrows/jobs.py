@@ -8,9 +8,9 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections import deque
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -18,11 +18,13 @@ from rich.console import Console
 from narrows.applied import model_of, own_part, own_rows, reading_of, rows_of, say, with_asides
 from narrows.errors import SettingError
 from narrows.fitted import Model
+from narrows.fitting import Plan
 from narrows.launch import launched
-from narrows.options import Applying, Drawing, Flat, Imputing, refuse_output
+from narrows.options import Applying, Choices, Drawing, Flat, Imputing, refuse_output
+from narrows.sizing import PART as TUNE
 from narrows.sources.lines import read_steps
-from narrows.sources.reading import asides
-from narrows.sources.source import Source
+from narrows.sources.reading import Reading, asides
+from narrows.sources.source import Source, open_source
 from narrows.sources.write import write_rows
 from narrows.sources.writefiles import write_files
 from narrows.tasks.digest import Digest
@@ -34,7 +36,10 @@ from narrows.tasks.labelled import Task
 from narrows.tasks.pooling import Means, means_table
 from narrows.tasks.prior import keep_prior
 from narrows.tasks.probe import probe as probe_model
+from narrows.tasks.purposes import purpose_of
 from narrows.tasks.steps import StepVerdicts, means
+from narrows.tasks.tune import tune as tune_model
+from narrows.tasks.tuned import sentence, table
 from narrows.tasks.verdicts import Verdicts
 from narrows.tasks.whole import cleaned
 
@@ -317,6 +322,55 @@ def generate(
         say(f"{out}: {write_rows(out, rows.to_batches(), schema):,} rows")
     else:
         _draw(fitted, out, drawing)
+
+
+def tune(
+    data: str,
+    *,
+    out: Path,
+    trials: int = 30,
+    time_limit: float | None = None,
+    folder: Path | None = None,
+    choices: Annotated[Choices | None, Flat] = None,
+    reading: Annotated[Reading | None, Flat] = None,
+    verbose: int = 1,
+    json: bool = False,
+) -> None:
+    """Choose code size and settings by trials, and fit the model that they chose on all rows.
+
+    Args:
+        data: a file, glob, folder, URL or the word `digits`.
+        out: the model file to write, such as best.narrows.
+        trials: that the study is to have in all: those before a kill, and of other processes, are counted.
+        time_limit: seconds for the trials; the last fit comes on top. None by default.
+        folder: of the journal; by default the model's name with `.tune`. The same command again goes on with it, and
+            started twice at once shares it.
+        verbose: 0 silent, 1 a line for each trial.
+        json: print the trials as JSON.
+    """
+    refuse_output(out, data, suffix=".narrows")
+    chosen, source = choices or Choices(), open_source(data, reading=reading)
+    recipe = chosen.recipe or purpose_of(chosen.job, source.schema).recipe
+    plan = Plan(recipe, chosen.latent, None, epochs=chosen.epochs, lr=chosen.lr, seed=chosen.seed)
+    plan = replace(plan, device=chosen.device, columns=chosen.column)
+
+    def told(trial: dict[str, Any], done: int) -> None:
+        if verbose:
+            score = f", cost {trial['score']:.4g}" if "score" in trial else ""
+            print(
+                f"{done} of {trials}: trial {trial['trial']} {trial['state']}, latent {trial['latent']}{score}",
+                file=sys.stderr,
+            )
+
+    limits: dict[str, Any] = {"trials": trials, "time_limit": time_limit, "folder": folder or out.with_suffix(".tune")}
+    model = tune_model(source, plan, **limits, told=told)
+    model.save(out)
+    facts = model.parts[TUNE].facts
+    if json:
+        print(jsonlib.dumps(facts, sort_keys=True))
+        return
+    Console().print(table(facts))
+    say(f"{out}: {sentence(facts)}")
 
 
 def _draw(fitted: Model, out: Path, drawing: Drawing) -> None:

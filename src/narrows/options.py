@@ -31,8 +31,9 @@ class Choices:
     """A .narrows file to go on from: its columns, recipe, network, code and weights are taken as they are, and the
     optimizer begins anew."""
 
-    latent: int | None = None
-    """Numbers in a row's code; by default half of the cells, at most 16."""
+    latent: int | Literal["auto"] | None = None
+    """Numbers in a row's code; by default half of the cells, at most 16. auto tries sizes in short fits and takes the
+    smallest that tells hidden cells as well as any."""
 
     epochs: int | None = None
     """Passes over the rows at most; by default chosen by their number."""

@@ -25,6 +25,7 @@ from narrows.report.comparison import column_errors, introduction, notes
 from narrows.report.gather import gather
 from narrows.report.looks import looks
 from narrows.report.sections import about, code_map, diagnosis, training_curves
+from narrows.report.tuning import tuning
 from narrows.report.worst import bad_rows, in_gallery
 from narrows.tasks.baseline import Baseline
 from narrows.tasks.evaluate import measure
@@ -66,6 +67,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         notes=notes(evaluation),
         curves=training_curves(model),
         diagnosis=diagnosis(model),
+        tuning=tuning(model),
         shown=view.shown(),
         cards=card_lists(view),
         codes=code_map(gathered),
