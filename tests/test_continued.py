@@ -147,8 +147,13 @@ def test_detectors_and_generators_go_on():
     found = AnomalyDetector(random_state=0).partial_fit(OLD).partial_fit(NEW)
     assert len(found.decision_scores_) == len(NEW) and found.model_.parts["detect"].facts["share"] == 0.5
     assert found.model_.facts["records"][-1]["step"] <= 110
-    made = Generator(latent=2, epochs=2, random_state=0).partial_fit(OLD).partial_fit(NEW)
+    made = Generator(latent=2, recipe="vae", epochs=2, random_state=0).partial_fit(OLD).partial_fit(NEW)
     assert len(made.sample(5)) == 5 and made.model_.parts["prior"].facts["rows"] < 300
+    cells = Generator(latent=8, hidden=(16,), epochs=2, random_state=0).partial_fit(OLD)
+    bins = [family.center.clone() for family in cells.model_.module.likelihood.families]
+    cells.partial_fit(NEW)  # the preparer stays as it was, and so do the bins of its numbers
+    assert all(map(torch.equal, bins, [family.center for family in cells.model_.module.likelihood.families]))
+    assert len(cells.sample(5)) == 5
 
 
 def test_the_command_says_what_stays_and_what_begins_anew(tmp_path, model):

@@ -18,6 +18,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from narrows.containers import framed, is_pandas
+from narrows.errors import DataError
 from narrows.estimators import Autoencoder
 from narrows.tasks.impute import INDICATOR, impute, marked
 from narrows.tasks.purposes import PURPOSES, Purpose
@@ -81,6 +82,7 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             DataError: for rows that cannot be read or modeled.
             SettingError: for settings that do not fit.
         """
+        _refuse_sparse(X)
         names = ("latent", "network", "epochs", "lr", "training", "columns", "random_state", "device", "verbose")
         own = {name: getattr(self, name) for name in names}
         self.autoencoder_ = _Telling(recipe=self.recipe, **own).fit(X, y, sample_weight)
@@ -96,6 +98,7 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         With `add_indicator` the columns `NAME_missing` follow: of an array in its own type, as 0 and 1.
         """
         check_is_fitted(self)
+        _refuse_sparse(X)
         rows = self.autoencoder_._rows(X, reset=False)
         table = impute(self.model_, rows, add_indicator=self.add_indicator)
         count = len(self.model_.schema)
@@ -136,8 +139,15 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags = Autoencoder().__sklearn_tags__().input_tags
+        tags.input_tags.sparse = False
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _refuse_sparse(X: Any) -> None:
+    """Refuse what is not there and zero at once."""
+    if hasattr(X, "tocsr"):
+        raise DataError("a sparse matrix, in which nothing is missing", "rows with holes: a dense array or a table")
 
 
 def _beside(whole: Any, marks: pa.Table, like: Any) -> Any:

@@ -350,7 +350,7 @@ def tune(
     """
     refuse_output(out, data, suffix=".narrows")
     chosen, source = choices or Choices(), open_source(data, reading=reading)
-    recipe = chosen.recipe or purpose_of(chosen.job, source.schema).recipe
+    recipe = chosen.recipe or purpose_of(chosen.job, schema=source.schema).recipe
     plan = Plan(recipe, chosen.latent, None, epochs=chosen.epochs, lr=chosen.lr, seed=chosen.seed)
     plan = replace(plan, device=chosen.device, columns=chosen.column)
 

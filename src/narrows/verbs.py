@@ -81,7 +81,8 @@ def fit(
     nets = Network(network, dense or Dense(), conv or Conv(), recurrent or Recurrent(), transformer or Transformer())
     start = _start(choices, nets, reading, quiet=running.json)
     source = _training_rows(data, reading, training, start)
-    purpose = purpose_of(choices.job, source.schema, choices.recipe, detecting.contamination, detecting.all_normal)
+    known = {"schema": source.schema, "recipe": choices.recipe}
+    purpose = purpose_of(choices.job, detecting.contamination, detecting.all_normal, **known)
     purpose = going_on(start) if start else purpose
     plan = Plan(
         recipe=choices.recipe or purpose.recipe,

@@ -238,7 +238,8 @@ def _filled(values: pa.Array, told: pa.Array, missing: np.ndarray) -> pa.Array:
     if pa.types.is_dictionary(values.type):
         filled = _filled(values.dictionary_decode(), told.dictionary_decode(), missing)
         return filled.dictionary_encode().cast(values.type)
-    return pc.if_else(pa.array(missing), told, values)
+    plain = pa.large_string() if pa.types.is_string_view(values.type) else values.type  # which if_else does not know
+    return pc.if_else(pa.array(missing), told.cast(plain), values.cast(plain)).cast(values.type)
 
 
 def _whole(value: object) -> bool:

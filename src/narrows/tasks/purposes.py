@@ -104,11 +104,11 @@ def _cell_by_cell(plan: Plan) -> Plan:
     return replace(plan, network=network, latent=plan.latent or WIDTH)
 
 
-def generation(schema: pa.Schema, recipe: str | None = None, prior: str = "auto") -> Purpose:
+def generation(schema: pa.Schema | None, recipe: str | None = None, prior: str = "auto") -> Purpose:
     """What making rows asks of a fit: of tables a model that makes them cell by cell, else codes and their prior.
 
     Args:
-        schema: of the source.
+        schema: of the source; None is no table.
         recipe: that the user chose; None or `auto` for none.
         prior: see `learn_prior`.
     """
@@ -118,8 +118,10 @@ def generation(schema: pa.Schema, recipe: str | None = None, prior: str = "auto"
     return Purpose("vae", learn, settle=lambda plan: replace(plan, recipe="vae") if plan.recipe == AUTO else plan)
 
 
-def _of_scalars(schema: pa.Schema) -> bool:
+def _of_scalars(schema: pa.Schema | None) -> bool:
     """Whether rows are single numbers, words, flags and dates."""
+    if schema is None:
+        return False
     entries = modeled(schema)
     hinted = any(fact(entry, KIND) for entry in entries)
     return not hinted and not any(
@@ -143,19 +145,20 @@ PURPOSES = {
 
 def purpose_of(
     job: str | None,
-    schema: pa.Schema,
-    recipe: str | None = None,
     contamination: Contamination = "auto",
     all_normal: bool = False,
+    *,
+    schema: pa.Schema | None = None,
+    recipe: str | None = None,
 ) -> Purpose:
     """What a job asks of a fit; without one, a plain autoencoder and nothing more.
 
     Args:
         job: a word of `JOBS`.
-        schema: of the source.
-        recipe: that the user chose; None for none.
         contamination: see `detection`.
         all_normal: see `detection`.
+        schema: of the source, which generating wants to know; None for one of which nothing is known.
+        recipe: that the user chose; None for none.
 
     Raises:
         SettingError: for a job that asks nothing of a fit, and for what is said of another job than this.
