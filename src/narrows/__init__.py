@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from narrows.tasks.impute import impute
     from narrows.tasks.pooling import Pooled, pooled_means
     from narrows.tasks.prior import keep_prior, learn_prior, prior_of
+    from narrows.tasks.privacy import privacy
     from narrows.tasks.probe import Probe, probe
     from narrows.tasks.verdicts import detect
     from narrows.train.settings import Training, Watch
@@ -92,6 +93,7 @@ _HOMES = {
     "open_source": "narrows.sources.source",
     "pooled_means": "narrows.tasks.pooling",
     "prior_of": "narrows.tasks.prior",
+    "privacy": "narrows.tasks.privacy",
     "probe": "narrows.tasks.probe",
     "write_rows": "narrows.sources.write",
 }
@@ -138,6 +140,7 @@ __all__ = [
     "open_source",
     "pooled_means",
     "prior_of",
+    "privacy",
     "probe",
     "write_report",
     "write_rows",

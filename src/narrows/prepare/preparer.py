@@ -151,7 +151,7 @@ class Preparer:
         Raises:
             DataError: where columns are missing, or values cannot be read; names the column and, where it can, the row.
         """
-        arrays = self._aligned(rows, first_row)
+        arrays = self.aligned(rows, first_row)
         blocks = [self._block(column, arrays[column.name], first_row) for column in self._numbers]
         numbers, present = self._scaled(blocks, len(rows))
         for name, message in self._outliers.found(numbers):
@@ -162,7 +162,8 @@ class Preparer:
         seen = _joined(numbers, present, coded)
         return Batch(numbers, codes, seen, sparse=side_by_side(bags) if bags else None)
 
-    def _aligned(self, rows: pa.RecordBatch, first_row: int) -> dict[str, Values]:
+    def aligned(self, rows: pa.RecordBatch, first_row: int = 0) -> dict[str, Values]:
+        """Raw rows by the columns of training: a matrix as a table of numbers and the other way round; see `align`."""
         refuse_other_signals(rows.schema, self.arrow_schema)
         arrays, extra = align(rows, self.schema, self._types, first_row)
         if extra:

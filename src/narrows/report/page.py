@@ -22,6 +22,7 @@ from narrows.report.anomalies import anomalies
 from narrows.report.cards import card_lists
 from narrows.report.cells import View
 from narrows.report.comparison import column_errors, introduction, notes
+from narrows.report.copies import copies
 from narrows.report.gather import gather
 from narrows.report.looks import looks
 from narrows.report.sections import about, code_map, diagnosis, training_curves
@@ -68,6 +69,7 @@ def report(model: Model, data: Any, path: str | Path, *, rows: int = 12, worst: 
         curves=training_curves(model),
         diagnosis=diagnosis(model),
         tuning=tuning(model),
+        copies=copies(model, source),
         shown=view.shown(),
         cards=card_lists(view),
         codes=code_map(gathered),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from narrows.errors import SettingError
+from narrows.errors import DataError, SettingError
 from narrows.fitted import Model
 from narrows.prepare.arrow import read_tensors, tensors, to_dtype
 from narrows.schema import Batch, Column
@@ -188,16 +188,14 @@ class Imputation:
         seen, count = batch.mask(), batch.numbers.shape[1]
         numbers = torch.where(seen[:, :count], batch.numbers, answer.numbers)
         codes = torch.where(seen[:, count:], batch.codes, answer.codes)
-        told = self.model.preparer.restore(numbers, codes)
+        told, came = self.model.preparer.restore(numbers, codes), self.model.preparer.aligned(raw)
         columns = []
         for column, entry in zip(self.model.schema, told.schema, strict=True):
-            values = told.column(entry.name)
-            if column.cells and not self._missing(batch, column).any():
-                columns.append(_as_came(raw, entry))
-            elif column.cells:
-                columns.append(_filled(_as_came(raw, entry), values, self._missing(batch, column)))
-            else:  # all missing in training: nobody knows what it would hold
-                columns.append(values)
+            if not column.cells:  # all missing in training: nobody knows what it would hold
+                columns.append(told.column(entry.name))
+                continue
+            values, missing = _as_trained(came[entry.name], entry), self._missing(batch, column)
+            columns.append(_filled(values, told.column(entry.name), missing) if missing.any() else values)
         return columns
 
     def _ends(self, batch: Batch, guess: Guess) -> list[pa.Array]:
@@ -220,12 +218,19 @@ def marked(column: Column) -> list[str]:
 DRAWS_APART = 1_000_003  # of the seeds of two draws
 
 
-def _as_came(raw: pa.RecordBatch, entry: pa.Field) -> pa.Array:
-    """A column of the raw rows, as the type it had in training where it came as another one."""
-    values = raw.column(entry.name)
+def _as_trained(values: pa.Array, entry: pa.Field) -> pa.Array:
+    """A column of raw rows, as the type it had in training where it came as another one.
+
+    Raises:
+        DataError: where that would change a value.
+    """
     if pa.types.is_dictionary(values.type) and values.type != entry.type:
         values = values.dictionary_decode()
-    return values if values.type == entry.type else values.cast(entry.type)
+    try:
+        return values if values.type == entry.type else values.cast(entry.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        got = f"column {entry.name!r} of type {values.type}, which cannot be written as in training: {error}"
+        raise DataError(got, f"values of {entry.type}") from None
 
 
 def _filled(values: pa.Array, told: pa.Array, missing: np.ndarray) -> pa.Array:
