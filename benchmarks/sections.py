@@ -11,6 +11,7 @@ from typing import Any
 
 import network as network_tables
 import speed_tables
+import table_tables
 from standings import OURS, compared, seconds, summary, table
 
 Results = dict[str, Any]
@@ -265,6 +266,28 @@ SECTIONS = {
         """One wrong cell in each row, means over 16 tables: rows that were found, and of these the share whose wrong
         cell is blamed first. How blame is shared was chosen with these tables in view.""",
         blame,
+    ),
+    "imputation": Section(
+        "Holes in tables",
+        "imputation.py",
+        """Root mean squared error of numbers after min-max scaling / share of categories told wrong, on rows that no
+        imputer was fitted on; bold is the best. `forest` is missForest in scikit-learn's words.
+        [How holes are filled](tables.md).""",
+        table_tables.imputation,
+    ),
+    "tabular": Section(
+        "Tables made anew",
+        "tabular.py",
+        """A booster learns from generated rows and is judged on real ones; `gap` is what is lost against real rows. Near
+        is the share of generated rows nearer to a training row than all but 5 % of test rows are.""",
+        table_tables.tabular,
+    ),
+    "tune": Section(
+        "Code sizes",
+        "tune.py",
+        """Tables made by a known number of factors, and the size that `--latent auto` chose. How it chooses was settled
+        with such tables in view. [How](tune.md).""",
+        table_tables.tune,
     ),
     "drift": Section(
         "Drift",
