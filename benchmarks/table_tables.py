@@ -1,4 +1,4 @@
-"""The tables of results on tables: holes filled, rows made anew, code sizes chosen. Functions of what the files hold."""
+"""Results on tables in Markdown: holes filled, rows made anew, code sizes chosen; functions of what the files hold."""
 
 from __future__ import annotations
 

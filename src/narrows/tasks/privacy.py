@@ -83,7 +83,8 @@ def privacy(model: Model, rows: Any, held: Any = None, *, count: int = LOOKED, s
         raise DataError(f"{len(training)} training rows to compare with", "at least 2")
     made = Generation(model, seed)
     cells = [made.cells(start) for start in range(0, count, model.block_rows)]
-    generated = points(model, Batch(*(torch.cat(parts)[:count] for parts in zip(*cells, strict=True))))
+    numbers, codes = (torch.cat(parts)[:count] for parts in zip(*cells, strict=True))
+    generated = points(model, Batch(numbers, codes))
     if held is None:
         at = torch.linspace(0, len(training) - 1, min(count, len(training))).long()
         real = nearest(training[at], training, own=at)
