@@ -265,6 +265,7 @@ PICTURES: dict[str, tuple[Callable[[Model], Drawn], Quoted]] = {
     "linear": (reconstructions, ERROR),
     "denoising": (denoised, ("error with noise", "error after")),
     "masked": (filled, ("error at hidden", "of the mean")),
+    "conditional": (filled, ("error at hidden", "of the mean")),
     "vae": (likely, (*STEPS, "used", "nats", "standard error")),
     "iwae": (likely, ("nats", "standard error", "used")),
     "hierarchical": (levels, (*ERROR, "nats of kl2", "nats of kl1")),

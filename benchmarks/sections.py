@@ -278,8 +278,8 @@ SECTIONS = {
     "tabular": Section(
         "Tables made anew",
         "tabular.py",
-        """A booster learns from generated rows and is judged on real ones; `gap` is what is lost against real rows, near
-        the share of generated rows nearer to a training row than all but 5 % of test rows are.""",
+        """A booster learns from generated rows and is judged on real ones; `gap` is what that loses, `near` the share
+        of generated rows nearer to a training row than all but 5 % of test rows are.""",
         table_tables.tabular,
     ),
     "tune": Section(
