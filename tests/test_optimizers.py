@@ -140,20 +140,27 @@ def test_a_muon_step_on_stacked_matrices_is_a_step_on_each(shape):
     torch.testing.assert_close(stacked.detach(), torch.stack([m.detach().T for m in each]), atol=1e-3, rtol=1e-3)
 
 
+def close(found):
+    """How far off rounding may be: larger matrices are multiplied in bfloat16 where the processor has it."""
+    return 1e-3 if found.dtype == torch.float32 else 3e-2
+
+
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 150), columns=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_orthogonal_maps_the_singular_values_and_nothing_else(rows, columns, seed):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    torch.testing.assert_close(orthogonal(matrix.float()).double(), straightened(matrix), atol=1e-3, rtol=1e-3)
+    found = orthogonal(matrix.float())
+    torch.testing.assert_close(found.double(), straightened(matrix), atol=close(found), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(60, 90, 3), (60, 90, 40), (300, 240, 3), (300, 240, 150)])
 def test_orthogonal_brings_singular_values_near_one(rows, columns, rank):
     draw = torch.Generator().manual_seed(0)
     matrix = torch.randn(rows, rank, generator=draw) @ torch.randn(rank, columns, generator=draw)
-    values = torch.linalg.svdvals(orthogonal(matrix))[:rank]
+    found = orthogonal(matrix)
+    values = torch.linalg.svdvals(found.float())[:rank]
     assert values.min() > 0.4 and values.max() < 1.3
-    torch.testing.assert_close(orthogonal(matrix).double(), straightened(matrix), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.double(), straightened(matrix), atol=close(found), rtol=1e-3)
 
 
 def test_orthogonal_of_nothing_is_nothing():
