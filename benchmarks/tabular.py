@@ -148,11 +148,12 @@ def near_copies(model: Model, made: pd.DataFrame, parts: Parts) -> dict[str, flo
 def measured(name: str, data: Path, seed: int) -> dict[str, dict[str, float]]:
     """Every way's figures on one table."""
     read, target = TABLES[name]
-    parts = read(data)
+    parts = tuple(part.astype(dict.fromkeys(part.select_dtypes(["object", "string"]), object)) for part in read(data))
     began = time.perf_counter()
     generator = Generator(random_state=seed).fit(parts[0])
     fitted = time.perf_counter() - began
-    ways = {"real": parts[0], "Narrows": generator.sample(len(parts[0]), random_state=seed)}
+    ours = generator.sample(len(parts[0]), random_state=seed)
+    ways = {"real": parts[0], "Narrows": ours.astype(parts[0].dtypes)}
     made = time.perf_counter() - began - fitted
     ways |= {"copula": copula(parts[0], seed), "SMOTE-like": smote(parts[0], seed)}
     found = {way: judged(rows, parts, target) for way, rows in ways.items()}

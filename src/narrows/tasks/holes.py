@@ -4,7 +4,8 @@
                     -> normal distribution -> chances ---------+-> cell by cell, each given those before: draws
 
 For models that were trained to tell hidden cells from the others (the recipe `conditional`). A number's chances are
-pooled with those of a normal distribution, by weights that were learnt on hidden cells; levels are the network's.
+pooled with those of a normal distribution, by weights that were learnt on hidden cells; draws are of the one that
+weighs more. Levels are the network's.
 Drawn one after the other in a random order, each given what was seen and drawn before, cells go together as in
 training. What this file does not know: what is done with the rows.
 """
@@ -29,7 +30,7 @@ from narrows.tasks.normal import Normal
 from narrows.train.randomness import kept, seed_step
 
 PART = "normal"
-MOST_FEATURES = 128  # of the normal distribution: its work for a row grows with their cube
+MOST_FEATURES = 128  # of the normal distribution: its work for a row grows with the cube of those missing
 MOST_LEVELS = 24  # of a category that is a feature for each level
 LEAST = 0.02  # weight below which the normal distribution is not worth asking
 PRIOR = 20.0  # hidden cells that the weight of all cells counts for, beside a cell's own
@@ -160,20 +161,22 @@ class Holes:
         numbers, codes = (cells[0].clone() for cells in p.sample(temperature))
         if self.beside is None:
             return numbers, codes
-        for cells, family, chances in self._pooled(p, part):
+        # a pool is broader than either: rows of its draws hung together less than those of the better one
+        for cells, family, chances in self._pooled(p, part, one=True):
             numbers[:, cells] = family.sample(chances.clamp_min(TINY).log().flatten(-2).float(), temperature)
         return numbers, codes
 
     def _told(self, part: Batch) -> Prediction:
         return self.model.module.decode(self.model.module.encode(part).z)
 
-    def _pooled(self, p: Prediction, part: Batch) -> Iterator[tuple[Tensor, Bins, Tensor]]:
-        """Cells with bins, their family, and the chances (B, n, bins) of these."""
+    def _pooled(self, p: Prediction, part: Batch, one: bool = False) -> Iterator[tuple[Tensor, Bins, Tensor]]:
+        """Cells with bins, their family, and the chances (B, n, bins) of these: pooled, or of `one`, the better one."""
         said = self.beside.given(part) if self.beside else None
         for cells, family, outputs in p.likelihood.binned(p.outputs):
             chances = family.chances(outputs)[0]
             if self.beside and said:
                 weight = self.beside.weight[cells].unsqueeze(-1).to(chances)
+                weight = weight.round() if one else weight
                 chances = torch.lerp(chances, self.beside.chances(cells, family, *said).to(chances), weight)
             yield cells, family, chances
 

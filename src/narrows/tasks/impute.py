@@ -23,7 +23,7 @@ from narrows.fitted import Model
 from narrows.prepare.arrow import read_tensors, tensors, to_dtype
 from narrows.schema import Batch, Column
 from narrows.sources.reading import asides
-from narrows.sources.source import Source
+from narrows.sources.source import Source, naming
 from narrows.tasks.holes import Guess, Holes, fills
 from narrows.tasks.importance import Latent
 
@@ -149,14 +149,15 @@ class Imputation:
     def of(self, source: Source) -> Iterator[pa.RecordBatch]:
         """Completed rows, in order; with draws, so many of each stretch of rows."""
         schema = self.schema(source)
-        for raw, batch in self.model.batches(source):
-            batch = batch.dense()
+        for first, raw in source.batches():
+            with naming(source):
+                batch = self.model.preparer.prepare(raw, first).dense()
             for column in self.columns:
                 self.filled[column.name] += int(self._missing(batch, column).sum())
-            yield from self._completed(raw, batch, schema)
+            yield from self._completed(raw, batch, first, schema)
             self.rows += len(batch)
 
-    def _completed(self, raw: pa.RecordBatch, batch: Batch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _completed(self, raw: pa.RecordBatch, batch: Batch, first: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         known = [raw.column(entry.name) for entry in asides(raw.schema)]
         marks = [pa.array(mark) for column in self.indicated for mark in self._marks(batch, column)]
         if not self.draws:
@@ -166,7 +167,7 @@ class Imputation:
             yield pa.RecordBatch.from_arrays([*known, *whole, *marks, *ends], schema=schema)
             return
         for number in range(self.draws):
-            drawn = self.filler.draw(batch, self.seed + number * DRAWS_APART, self.rows)
+            drawn = self.filler.draw(batch, self.seed + number * DRAWS_APART, first)
             whole = self._whole_rows(raw, batch, drawn)
             numbered = pa.repeat(pa.scalar(number, pa.int32()), len(batch))
             yield pa.RecordBatch.from_arrays([*known, numbered, *whole, *marks], schema=schema)

@@ -10,6 +10,7 @@ holes. What this file does not know: what the features mean.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,11 +64,12 @@ class Normal:
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.covariance)
         for start in range(0, max(1, len(cells)), CHUNK):
             part = slice(start, start + CHUNK)
-            whole, inverse = self._solved(cells[part], seen[part])
+            whole, at, inverse = self._solved(cells[part], seen[part])
             away = whole - self.mean
             total += away.sum(0)
-            missing = (~seen[part]).double()
-            square += away.T @ away + (missing.unsqueeze(2) * inverse * missing.unsqueeze(1)).sum(0)
+            square += away.T @ away
+            pairs = at.unsqueeze(2) * len(total) + at.unsqueeze(1)
+            square.view(-1).index_add_(0, pairs.flatten(), inverse.flatten())
         rows = max(1, len(cells))
         shift = total / rows
         covariance = square / rows - torch.outer(shift, shift)
@@ -85,17 +87,32 @@ class Normal:
         Returns:
             Means (B, D), of what was seen the cells themselves, and variances (B, D) where it was not seen.
         """
-        parts = [self._solved(cells[i : i + CHUNK], seen[i : i + CHUNK]) for i in range(0, max(1, len(cells)), CHUNK)]
-        means = torch.cat([mean for mean, _ in parts])
-        return means, torch.cat([inverse.diagonal(dim1=1, dim2=2) for _, inverse in parts])
+        means, variances = torch.empty_like(cells), torch.zeros_like(cells)
+        for start in range(0, len(cells), CHUNK):
+            part = slice(start, start + CHUNK)
+            means[part], at, inverse = self._solved(cells[part], seen[part])
+            variances[part].scatter_(1, at, inverse.diagonal(dim1=1, dim2=2))
+        return means, variances
 
-    def _solved(self, cells: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) rows without holes, and (B, D, D) whose block of the missing is their covariance given the rest."""
-        precision = torch.linalg.inv(self.covariance)
-        missing = (~seen).double()
-        pair = missing.unsqueeze(2) * precision * missing.unsqueeze(1)
-        factor = torch.linalg.cholesky(pair + torch.diag_embed(seen.double()))
-        away = (cells - self.mean) * seen
-        pull = -(away @ precision) * missing
+    def _solved(self, cells: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) rows without holes; (B, m) places of what is missing; (B, m, m) their covariance given the rest.
+
+        m is that of the row with most missing: of the others the rest are places that were seen, with a covariance of
+        0. The work grows with its cube, and not with that of all features.
+        """
+        most = int((~seen).sum(1).max()) if len(seen) else 0
+        at = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        lacking = ~seen.gather(1, at)
+        both = lacking.unsqueeze(2) & lacking.unsqueeze(1)
+        block = self.precision[at.unsqueeze(2), at.unsqueeze(1)] * both + torch.diag_embed((~lacking).double())
+        factor = torch.linalg.cholesky(block)
+        pull = -(((cells - self.mean) * seen) @ self.precision).gather(1, at) * lacking
         moved = torch.cholesky_solve(pull.unsqueeze(2), factor).squeeze(2)
-        return torch.where(seen, cells, self.mean + moved), torch.cholesky_inverse(factor)
+        whole = torch.where(seen, cells, self.mean).scatter_add(1, at, moved)
+        return whole, at, torch.cholesky_inverse(factor) * both
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """(D, D) the inverse of the covariance."""
+        inverse: Tensor = torch.linalg.inv(self.covariance)
+        return inverse
