@@ -60,7 +60,7 @@ def planned(**more):
 @pytest.fixture(scope="module")
 def gauss():
     plan, learn = planned()
-    return fit(holed(normal_rows()[0]), plan, learn=learn)
+    return fit(pd.DataFrame(holed(normal_rows()[0]), columns=list("abcd")), plan, learn=learn)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_one_feature_and_constant_features_are_no_trouble():
 def test_guesses_of_normal_data_are_nearly_the_best_there_are(gauss):
     rows, covariance = normal_rows(1_000, seed=5)
     holes = holed(rows, seed=6)
-    filled = impute(gauss, holes).column(0).combine_chunks().to_numpy_ndarray()
+    filled = impute(gauss, holes).to_pandas().to_numpy()  # a matrix for a table of numbers
     seen = ~np.isnan(holes)
     best, own = [], []
     for row in range(len(rows)):
@@ -125,9 +125,7 @@ def test_intervals_hold_what_they_promise(gauss):
     rows = normal_rows(1_000, seed=7)[0]
     holes = holed(rows, seed=8)
     frame = pd.DataFrame(holes, columns=list("abcd"))
-    plan, learn = planned()
-    named = fit(pd.DataFrame(holed(normal_rows()[0]), columns=list("abcd")), plan, learn=learn)
-    table = impute(named, frame, interval=0.9).to_pandas()
+    table = impute(gauss, frame, interval=0.9).to_pandas()
     inside = []
     for place, name in enumerate("abcd"):
         missing = np.isnan(holes[:, place])

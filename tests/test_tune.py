@@ -92,6 +92,7 @@ def test_a_study_from_the_command_line(tmp_path):
     narrows("tune", "x.npy", "--recipe", "vae", *words[2:], cwd=tmp_path, code=1)
     np.save(tmp_path / "x.npy", x + 1)
     assert "other data" in narrows(*words, cwd=tmp_path, code=1).stderr
+    assert "fit --for impute" in narrows(*words, "--for", "impute", cwd=tmp_path, code=1).stderr
 
 
 def test_a_trial_that_dies_is_tried_once_more(tmp_path):

@@ -20,7 +20,7 @@ from narrows.errors import SettingError
 from narrows.fitted import Model
 from narrows.fitting import Plan
 from narrows.launch import launched
-from narrows.options import Applying, Choices, Drawing, Flat, Imputing, refuse_output
+from narrows.options import Applying, Choices, Drawing, Flat, Imputing, Studying, refuse_output
 from narrows.sizing import PART as TUNE
 from narrows.sources.lines import read_steps
 from narrows.sources.reading import Reading, asides
@@ -328,9 +328,7 @@ def tune(
     data: str,
     *,
     out: Path,
-    trials: int = 30,
-    time_limit: float | None = None,
-    folder: Path | None = None,
+    studying: Annotated[Studying | None, Flat] = None,
     choices: Annotated[Choices | None, Flat] = None,
     reading: Annotated[Reading | None, Flat] = None,
     verbose: int = 1,
@@ -341,16 +339,15 @@ def tune(
     Args:
         data: a file, glob, folder, URL or the word `digits`.
         out: the model file to write, such as best.narrows.
-        trials: that the study is to have in all: those before a kill, and of other processes, are counted.
-        time_limit: seconds for the trials; the last fit comes on top. None by default.
-        folder: of the journal; by default the model's name with `.tune`. The same command again goes on with it, and
-            started twice at once shares it.
         verbose: 0 silent, 1 a line for each trial.
         json: print the trials as JSON.
     """
     refuse_output(out, data, suffix=".narrows")
-    chosen, source = choices or Choices(), open_source(data, reading=reading)
-    recipe = chosen.recipe or purpose_of(chosen.job, schema=source.schema).recipe
+    chosen, asked, source = choices or Choices(), studying or Studying(), open_source(data, reading=reading)
+    if chosen.job not in (None, "denoise"):  # other jobs learn more than weights, on rows of their own choice
+        hint = f"tune without it; then narrows fit --for {chosen.job} with the size and settings that were chosen"
+        raise SettingError(f"tune --for {chosen.job}", "a recipe, or --for denoise", hint)
+    recipe = chosen.recipe or purpose_of(chosen.job).recipe
     plan = Plan(recipe, chosen.latent, None, epochs=chosen.epochs, lr=chosen.lr, seed=chosen.seed)
     plan = replace(plan, device=chosen.device, columns=chosen.column)
 
@@ -358,12 +355,12 @@ def tune(
         if verbose:
             score = f", cost {trial['score']:.4g}" if "score" in trial else ""
             print(
-                f"{done} of {trials}: trial {trial['trial']} {trial['state']}, latent {trial['latent']}{score}",
+                f"{done} of {asked.trials}: trial {trial['trial']} {trial['state']}, latent {trial['latent']}{score}",
                 file=sys.stderr,
             )
 
-    limits: dict[str, Any] = {"trials": trials, "time_limit": time_limit, "folder": folder or out.with_suffix(".tune")}
-    model = tune_model(source, plan, **limits, told=told)
+    folder = asked.folder or out.with_suffix(".tune")
+    model = tune_model(source, plan, trials=asked.trials, time_limit=asked.time_limit, folder=folder, told=told)
     model.save(out)
     facts = model.parts[TUNE].facts
     if json:

@@ -67,6 +67,21 @@ class Detecting:
 
 
 @dataclass
+class Studying:
+    """How long settings are searched for, and where what was found is kept."""
+
+    trials: int = 30
+    """That the study is to have in all: those before a kill, and of other processes, are counted."""
+
+    time_limit: float | None = None
+    """Seconds for the trials; the last fit comes on top. None by default."""
+
+    folder: Path | None = None
+    """Of the journal; by default the model's name with `.tune`. The same command again goes on with it, and started
+    twice at once shares it."""
+
+
+@dataclass
 class Imputing:
     """How holes are filled."""
 

@@ -14,6 +14,7 @@ from narrows.fitted import Model
 from narrows.stopwatch import Stopwatch
 from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.figures import figure
+from narrows.tasks.holes import PART as NORMAL
 from narrows.tasks.purposes import Purpose
 from narrows.tasks.reference import PART as DRIFT
 
@@ -34,7 +35,8 @@ def tell(model: Model, out: Path, folder: Path, json: bool, profile: Stopwatch |
     for finding in model.diagnosis:
         if finding.problem:
             say(str(finding))
-    first = next((verb for part, verb in ((DETECT, "detect"), (DRIFT, "drift")) if part in model.parts), "evaluate")
+    jobs = ((DETECT, "detect"), (DRIFT, "drift"), (NORMAL, "impute"))
+    first = next((verb for part, verb in jobs if part in model.parts), "evaluate")
     say(f"Next: narrows {first} {out} DATA; narrows report {out} DATA. The run is in {folder}.")
     if profile is not None:
         Console().print(_profiled(profile))
