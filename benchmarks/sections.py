@@ -275,6 +275,13 @@ SECTIONS = {
         [How holes are filled](tables.md).""",
         table_tables.imputation,
     ),
+    "million": Section(
+        "Holes in a million rows",
+        "million.py",
+        """50 mixed columns, a tenth of the cells missing: an epoch of `fit --for impute` and `impute`, each in a process
+        of its own. Peak memory is that of the whole process, beside the budget for prepared rows.""",
+        table_tables.million,
+    ),
     "tabular": Section(
         "Tables made anew",
         "tabular.py",

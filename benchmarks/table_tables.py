@@ -63,6 +63,14 @@ def tabular(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def million(results: Results) -> str:
+    """Seconds and memory of each command."""
+    rows = []
+    for label, run in results["runs"].items():
+        rows += [[label, verb, f"{found['seconds']:.0f}", f"{found['peak MB']:,}"] for verb, found in run.items()]
+    return table(["table", "command", "seconds", "peak MB"], rows, left=2)
+
+
 def tune(results: Results) -> str:
     """Sizes that were chosen beside the number of factors that made the data."""
     rows = []
