@@ -278,7 +278,7 @@ SECTIONS = {
     "million": Section(
         "Holes in a million rows",
         "million.py",
-        """50 mixed columns, a tenth of the cells missing: an epoch of `fit --for impute` and `impute`, each in a process
+        """50 mixed columns, a tenth of the cells missing: an epoch of `fit --for impute` and `impute`, each a process
         of its own. Peak memory is that of the whole process, beside the budget for prepared rows.""",
         table_tables.million,
     ),
