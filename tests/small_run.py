@@ -6,6 +6,7 @@ python tests/small_run.py OPTIMIZER FOLDER
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,32 @@ def small_run(
     every: float = 0.0,
     epochs: int = 6,
     fail_at: int = 0,
+    pause: float = 0.0,
     **more: Any,
 ) -> tuple[AutoencoderModule, History]:
-    """Train on 100 rows with noise, dropout, validation, early stopping and a schedule."""
+    """Train on 100 rows with noise, dropout, validation, early stopping and a schedule.
+
+    `pause` is in seconds, before each epoch: it leaves who is to kill this the time for it, and changes no figure.
+    """
     module = small_module("denoising:noise=0.1,mask=0.2", dropout=0.1)
     training = Training(batch_size=16, optimizer=optimizer, patience=3, tolerance=1e-9, checkpoint_every=every, **more)
-    stream = FailingAt(fail_at) if fail_at else Resident(rows_of_rank(100), 16, seed=5)
+    stream = FailingAt(fail_at) if fail_at else Paced(pause)
     validation = Resident(rows_of_rank(40, seed=1), 16, shuffle=False)
     watch = Watch(folder=folder, resume=resume)
     return module, train(module, stream, validation, training, epochs=epochs, seed=7, watch=watch)
+
+
+class Paced(Resident):
+    """Rows that wait so many seconds before each epoch."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__(rows_of_rank(100), 16, seed=5)
+        self.pause = pause
+
+    def epoch(self, number, position=None):
+        """Batches, after the pause."""
+        time.sleep(self.pause)
+        yield from super().epoch(number, position)
 
 
 class FailingAt(Resident):
@@ -77,4 +95,4 @@ class FailingAt(Resident):
 
 
 if __name__ == "__main__":
-    small_run(sys.argv[1], Path(sys.argv[2]), every=0.01, epochs=160)
+    small_run(sys.argv[1], Path(sys.argv[2]), every=0.01, epochs=160, pause=0.02)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,23 +36,22 @@ def same_bits(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
-def kill_after_random_epoch(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> None:
-    """Wait for a checkpoint and a random line of the metrics, then a random moment, then SIGKILL."""
-    wanted, metrics = rng.randrange(3, 45), folder / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < wanted):
-        time.sleep(0.001)
-    while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
-        time.sleep(0.001)
-    time.sleep(rng.random() * 0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def kill_at_a_random_moment(optimizer: str, folder: Path) -> bool:
+    """Begin a run, wait for a checkpoint and a random line of the metrics, then a random moment, then SIGKILL."""
+    wanted, metrics = random.randrange(3, 45), folder / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, str(SCRIPT), optimizer, str(folder)]) as process:
+        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < wanted):
+            time.sleep(0.001)
+        while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
+            time.sleep(0.001)
+        time.sleep(random.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
 
 
 def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_not_been(tmp_path):
-    rng = random.Random()
-    processes = {o: subprocess.Popen([sys.executable, str(SCRIPT), o, str(tmp_path / o)]) for o in KILLED}
-    for optimizer, process in processes.items():
-        kill_after_random_epoch(process, tmp_path / optimizer, rng)
+    with ThreadPoolExecutor(len(KILLED)) as killers:  # all at once: while one is waited for, others would end
+        assert list(killers.map(kill_at_a_random_moment, KILLED, [tmp_path / optimizer for optimizer in KILLED]))
     for optimizer in KILLED:
         whole, expected = small_run(optimizer, None, every=60, epochs=160)
         resumed, history = small_run(optimizer, tmp_path / optimizer, resume=True, every=60, epochs=160)
