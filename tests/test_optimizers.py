@@ -153,7 +153,10 @@ def test_orthogonal_maps_the_singular_values_and_nothing_else(rows, columns, see
     torch.testing.assert_close(found.double(), straightened(matrix), atol=close(found), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "columns", "rank"), [(60, 90, 3), (60, 90, 40), (300, 240, 3), (300, 240, 150)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "rank"),
+    [(60, 90, 3), (60, 90, 40), (300, 240, 3), (300, 240, 150), (40, 300, 3), (400, 64, 50)],
+)
 def test_orthogonal_brings_singular_values_near_one(rows, columns, rank):
     draw = torch.Generator().manual_seed(0)
     matrix = torch.randn(rows, rank, generator=draw) @ torch.randn(rank, columns, generator=draw)
