@@ -4,8 +4,8 @@
                     -> normal distribution -> chances ---------+-> cell by cell, each given those before: draws
 
 For models that were trained to tell hidden cells from the others (the recipe `conditional`). A number's chances are
-pooled with those of a normal distribution, by weights that were learnt on hidden cells; draws are of the one that
-weighs more. Levels are the network's.
+pooled with those of a normal distribution, by weights that were learnt on hidden cells, as is how wide an interval must
+be to hold what it states; draws are of the one that weighs more. Levels are the network's.
 Drawn one after the other in a random order, each given what was seen and drawn before, cells go together as in
 training. What this file does not know: what is done with the rows.
 """
@@ -26,10 +26,11 @@ from narrows.model.binned import Bins
 from narrows.model.corruptions import Hiding
 from narrows.model.likelihoods import Prediction
 from narrows.schema import Batch, Schema
+from narrows.tasks.intervals import quantile, reach, taken, widened
 from narrows.tasks.normal import Normal
 from narrows.train.randomness import kept, seed_step
 
-PART = "normal"
+PART, INTERVALS = "normal", "intervals"
 MOST_FEATURES = 128  # of the normal distribution: its work for a row grows with the cube of those missing
 MOST_LEVELS = 24  # of a category that is a feature for each level
 LEAST = 0.02  # weight below which the normal distribution is not worth asking
@@ -101,14 +102,33 @@ class Holes:
     def _guess(self, part: Batch, share: float) -> Guess:
         p = self._told(part)
         numbers = p.numbers()[0].double()
-        low, high = numbers.clone(), numbers.clone()
+        low, high, wide = numbers.clone(), numbers.clone(), self._wide(share).to(numbers)
         for cells, family, chances in self._pooled(p, part):
             chances = chances.double()
             raw = (chances * self._raw(cells, family)).sum(-1)
             numbers[:, cells] = self._prepared(cells, raw)
-            low[:, cells] = quantile(family, chances, (1 - share) / 2)
-            high[:, cells] = quantile(family, chances, (1 + share) / 2)
+            low[:, cells] = quantile(family, chances, (1 - wide[cells]) / 2)
+            high[:, cells] = quantile(family, chances, (1 + wide[cells]) / 2)
         return Guess(numbers, p.codes()[0], low, high)
+
+    def _wide(self, share: float) -> Tensor:
+        """(N,) the share of each cell's chances that holds a stated one; in models of no such part, that one."""
+        part = self.model.parts.get(INTERVALS)
+        if part is None or not part.tensors:
+            return torch.full((self.schema.numbers,), share, dtype=torch.float64)
+        return taken(part.tensors["shares"], share)
+
+    @torch.inference_mode()
+    def needed(self, view: Batch) -> Tensor:
+        """(B, N) the share of its chances that reaches each number of rows, those that a view hides but has."""
+
+        def say(part: Batch) -> Tensor:
+            shares = torch.zeros(len(part), self.schema.numbers, dtype=torch.float64, device=part.numbers.device)
+            for cells, family, chances in self._pooled(self._told(part), part):
+                shares[:, cells] = reach(family, chances.double(), part.numbers[:, cells])
+            return shares
+
+        return self.model.blocks(view, say)
 
     @torch.inference_mode()
     def odds(self, batch: Batch, view: Batch) -> Tensor:
@@ -191,16 +211,6 @@ class Holes:
         table[:, cells] = raw.cpu()
         prepared: Tensor = self.model.preparer.scaling(table)
         return prepared[:, cells].double().to(raw.device)
-
-
-def quantile(family: Bins, chances: Tensor, share: float) -> Tensor:
-    """(B, n) the value below which a share of each cell's chances (B, n, bins) lies; bins are filled evenly."""
-    below = chances.cumsum(-1)
-    at = torch.searchsorted(below, torch.full_like(below[..., :1], share)).clamp_max(below.shape[-1] - 1)
-    inside = chances.gather(-1, at).clamp_min(TINY)
-    part = 1 - ((below.gather(-1, at) - share) / inside).clamp(0, 1)
-    low, high = (bound.double().expand_as(chances).gather(-1, at) for bound in (family.low, family.high))
-    return torch.lerp(low, high, part).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -289,17 +299,53 @@ def learn_normal(model: Model, batches: Any) -> Part:
         batches: prepared training rows, and in `held` those held out.
     """
     features = Features.of(model.schema)
-    if not features.numbers or not any(True for _ in model.module.likelihood.binned(None)):
+    if not features.numbers or not _binned(model):
         return Part()
     rows = _some(batches)
-    held = getattr(batches, "held", None)
     cells, seen = features.rows(rows)
     normal = Normal.learn(cells.masked_fill(~seen, torch.nan))
     beside = Beside(normal, features, torch.zeros(model.schema.numbers))
-    weight = _weights(model, beside, (rows if held is None else held)[:MOST_JUDGED])
+    weight = _weights(model, beside, _judging(batches, rows))
     if not bool((weight > LEAST).any()):
         return Part()
     return Part(tensors={"mean": normal.mean, "covariance": normal.covariance, "weight": weight})
+
+
+def learn_intervals(model: Model, batches: Any) -> Part:
+    """The part `intervals`: the share to take of a cell's chances for each stated one, by cells that were hidden.
+
+    Args:
+        model: for which `fills` holds, with its part `normal`.
+        batches: as in `learn_normal`.
+    """
+    if not _binned(model):
+        return Part()
+    view, hidden = _hidden(model, _judging(batches))
+    binned = torch.zeros(model.schema.numbers, dtype=torch.bool)
+    binned[_binned(model)] = True
+    return Part(tensors={"shares": widened(Holes(model).needed(view), hidden & binned)})
+
+
+def _binned(model: Model) -> list[int]:
+    """The number cells that are told by bins."""
+    return [cell for cells, *_ in model.module.likelihood.binned(None) for cell in cells.tolist()]
+
+
+def _judging(batches: Any, rows: Batch | None = None) -> Batch:
+    """The rows held out, where there are any, else training rows."""
+    held = getattr(batches, "held", None)
+    if held is None:
+        held = _some(batches) if rows is None else rows
+    judging: Batch = held[:MOST_JUDGED].dense()
+    return judging
+
+
+def _hidden(model: Model, rows: Batch) -> tuple[Batch, Tensor]:
+    """A view of rows that hides cells as in training, and (R, N) the numbers that it hides."""
+    with kept(model.module.device):
+        seed_step(0, 0, model.module.device)
+        view = Hiding()(rows)
+    return view, (rows.mask() & ~view.mask())[:, : model.schema.numbers]
 
 
 def _some(batches: Any) -> Batch:
@@ -317,11 +363,7 @@ def _some(batches: Any) -> Batch:
 @torch.inference_mode()
 def _weights(model: Model, beside: Beside, rows: Batch) -> Tensor:
     """(N,) weight of the normal distribution, by cells hidden from both."""
-    device, rows = model.module.device, rows.dense()
-    with kept(device):
-        seed_step(0, 0, device)
-        view = Hiding()(rows)
-    hidden = (rows.mask() & ~view.mask())[:, : model.schema.numbers]
+    device, (view, hidden) = model.module.device, _hidden(model, rows)
 
     def say(part: Batch) -> Tensor:
         p = model.module.decode(model.module.encode(part).z)
@@ -335,7 +377,7 @@ def _weights(model: Model, beside: Beside, rows: Batch) -> Tensor:
 
     chances = model.blocks(view, say).clamp_min(TINY)
     own = mixed(chances, hidden, torch.tensor(0.5, dtype=torch.float64), across=True)
-    binned = [cell for cells, *_ in model.module.likelihood.binned(None) for cell in cells.tolist()]
+    binned = _binned(model)
     weight = torch.zeros(model.schema.numbers, dtype=torch.float64)
     weight[binned] = mixed(chances, hidden, own)[binned]
     return weight

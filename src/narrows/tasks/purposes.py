@@ -30,8 +30,8 @@ from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.detect import Detector
 from narrows.tasks.detecting import learn_detector
 from narrows.tasks.diagnosis import LEARNT
+from narrows.tasks.holes import INTERVALS, learn_intervals, learn_normal
 from narrows.tasks.holes import PART as NORMAL
-from narrows.tasks.holes import learn_normal
 from narrows.tasks.ordinary import RECIPE, SHARE, core, steps_of, suit
 from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
@@ -94,7 +94,7 @@ WIDTH = 256  # of the layers that tell cells from each other
 # Rows of a step, and steps, where rows are to be made. On four fifths of California's training rows a booster that
 # learnt from generated ones reached an R2 of 0.775 so, and of 0.758 by 6,000 steps of 128 rows. Not so imputing.
 MADE_ROWS, MADE_STEPS = 512, 2_600
-CELL_BY_CELL: dict[str, Learner] = {BASELINE: learn_baseline, NORMAL: learn_normal}
+CELL_BY_CELL: dict[str, Learner] = {BASELINE: learn_baseline, NORMAL: learn_normal, INTERVALS: learn_intervals}
 
 
 def _cell_by_cell(plan: Plan) -> Plan:
@@ -198,7 +198,7 @@ def going_on(model: Model) -> Purpose:
     if PRIOR in had:
         learners[PRIOR] = learn_prior
     if NORMAL in had:
-        learners[NORMAL] = learn_normal
+        learners |= {NORMAL: learn_normal, INTERVALS: learn_intervals}
     if DRIFT in had:
         learners[DRIFT] = learn_reference
     settle = _to_compare if DRIFT in had else Purpose().settle
