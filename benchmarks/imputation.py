@@ -2,7 +2,7 @@
 
     python benchmarks/imputation.py --data DIR                             all tables, 30 % missing at random, one seed
     python benchmarks/imputation.py letter wine --data DIR --rates 0.1 0.5 --kinds MCAR MNAR --seeds 0 1 2
-    python benchmarks/imputation.py --data DIR --peers mean mice forest hyperimpute
+    python benchmarks/imputation.py --data DIR --peers mean mice forest --hyperimpute PYTHON
 
 Rows are split 70/30. Cells are hidden in both parts: MCAR with one chance for all; MAR by a logistic model on the 30 %
 of columns that stay observed; MNAR by a logistic model on the cell's own value (categories by the rank of their level's
@@ -10,15 +10,17 @@ frequency). Imputers are fitted on the 70 and judged on the 30: root mean square
 scaling by the training part, share of categories told right, seconds of fit and transform. `coverage` is that of our
 intervals at 90 %, on the same cells. Peers get categories one-hot and give back the level of the largest cell, as
 scikit-learn's users do. `forest` is IterativeImputer with 20 extra-trees a column and four rounds, the missForest of
-Stekhoven & Buehlmann (2012) in scikit-learn's words. HyperImpute runs where it is installed. All on as many threads as
-torch takes. Ranks are those of the error of numbers and of the share of wrong categories, averaged over all tables.
-Results are kept in `results/imputation.json`, each figure as it ends.
+Stekhoven & Buehlmann (2012) in scikit-learn's words. HyperImpute runs under PYTHON, an interpreter that has it (see
+`hyperimpute.txt`). All on as many threads as torch takes. Ranks are those of the error of numbers and of the share of
+wrong categories, averaged over all tables. Results are kept in `results/imputation.json`, each figure as it ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -185,14 +187,19 @@ def by_mode(train: pd.DataFrame, test: pd.DataFrame) -> Imputed:
     return filled, time.perf_counter() - began
 
 
-def by_hyperimpute(train: pd.DataFrame, test: pd.DataFrame) -> Imputed:
-    """HyperImpute (Jarrett et al. 2022), between one-hot cells."""
-    from hyperimpute.plugins.imputers import Imputers
+def by_hyperimpute(python: str) -> Callable[[pd.DataFrame, pd.DataFrame], Imputed]:
+    """HyperImpute (Jarrett et al. 2022) of another Python, between one-hot cells."""
 
-    hot, began = Hot(train), time.perf_counter()
-    plugin = Imputers().get("hyperimpute", random_state=0)
-    plugin.fit(pd.DataFrame(hot.array(train)))
-    return hot.frame(np.asarray(plugin.transform(pd.DataFrame(hot.array(test)))), test), time.perf_counter() - began
+    def filled(train: pd.DataFrame, test: pd.DataFrame) -> Imputed:
+        hot = Hot(train)
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(Path(folder) / "arrays.npz", train=hot.array(train), test=hot.array(test))
+            script = Path(__file__).parent / "hyper_impute.py"
+            done = subprocess.run([python, script, folder], check=True, stdout=subprocess.PIPE, text=True)
+            cells = np.load(Path(folder) / "filled.npy")
+        return hot.frame(cells, test), json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+
+    return filled
 
 
 def forest() -> IterativeImputer:
@@ -207,7 +214,6 @@ PEERS: dict[str, Callable[[pd.DataFrame, pd.DataFrame], Imputed]] = {
     "knn": by_scikit(KNNImputer(keep_empty_features=True)),
     "mice": by_scikit(IterativeImputer(random_state=0, skip_complete=True, keep_empty_features=True)),
     "forest": by_scikit(forest()),
-    "hyperimpute": by_hyperimpute,
 }
 
 
@@ -217,7 +223,9 @@ def judged(filled: pd.DataFrame, truth: pd.DataFrame, cells: np.ndarray, train: 
     for place, name in enumerate(truth):
         here = cells[:, place] & truth[name].notna().to_numpy()
         if truth[name].dtype == float:
-            width = max(train[name].max() - train[name].min(), 1e-12)
+            width = train[name].max() - train[name].min()
+            if not width:  # of one value in training: nothing to scale by
+                continue
             errors.append(((filled[name][here].astype(float) - truth[name][here]) / width) ** 2)
         else:
             wrong.append(filled[name][here].astype(str) != truth[name][here].astype(str))
@@ -302,7 +310,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["MCAR"], choices=["MCAR", "MAR", "MNAR"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the split, the holes and the training")
     parser.add_argument("--peers", nargs="*", default=["mean", "knn", "mice", "forest"], choices=list(PEERS))
+    parser.add_argument("--hyperimpute", default="", help="a Python that has it, for one more peer")
     asked = parser.parse_args()
+    peers = [*asked.peers]
+    if asked.hyperimpute:
+        PEERS["hyperimpute"] = by_hyperimpute(asked.hyperimpute)
+        peers.append("hyperimpute")
     warnings.simplefilter("ignore")
     runs: dict[str, dict[str, Any]] = {}
     for name in asked.tables or every:
@@ -310,7 +323,7 @@ def main() -> None:
             for rate in asked.rates:
                 for seed in asked.seeds:
                     label = f"{name}, {kind} {rate:g}, seed {seed}"
-                    runs[label] = measured(name, asked.data, kind, rate, seed, asked.peers)
+                    runs[label] = measured(name, asked.data, kind, rate, seed, peers)
                     print(label, json.dumps(runs[label]), flush=True)
                     with kept(RESULTS, {"runs": {}}, PACKAGES) as results:
                         results["runs"][label] = results["runs"].get(label, {}) | runs[label]

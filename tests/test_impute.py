@@ -19,8 +19,9 @@ from command import narrows
 from narrows import DataError, Dense, Imputer, Plan, Pooled, Training, fit, generate, impute, load, pooled_means
 from narrows.errors import SettingError
 from narrows.schema import Batch
-from narrows.tasks.holes import Holes, mixed, quantile
+from narrows.tasks.holes import Holes, mixed
 from narrows.tasks.importance import Latent
+from narrows.tasks.intervals import quantile
 from narrows.tasks.normal import Normal
 from narrows.tasks.purposes import PURPOSES
 

@@ -8,6 +8,7 @@ numbers lie between the least and the greatest of training. What this file does 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from numbers import Integral, Real
@@ -29,6 +30,7 @@ from narrows.tasks.importance import Latent
 
 INDICATOR, LOW, HIGH, DRAW = "_missing", "_low", "_high", "draw"
 MOST_DRAWS = 1_000
+FINE = 1e-5  # of a column's scale: what single precision loses on the way back must not leave a lump outside
 
 
 class Filler(Protocol):
@@ -200,14 +202,17 @@ class Imputation:
         return columns
 
     def _ends(self, batch: Batch, guess: Guess) -> list[pa.Array]:
-        """Both ends of each interval, in raw units."""
-        low, high = (self.model.preparer.restore(ends, guess.codes) for ends in (guess.low, guess.high))
+        """Both ends of each interval, in raw units, moved apart to the next decimal of `FINE`."""
+        ends = [self.model.preparer.restore(ends, guess.codes) for ends in (guess.low, guess.high)]
         arrays = []
         for column in self.between:
-            there = pa.array(self._missing(batch, column))
-            for rows in (low, high):
-                values = rows.column(column.name).cast(pa.float64(), safe=False)
-                arrays.append(pc.if_else(there, values, pa.scalar(None, pa.float64())))
+            there = self._missing(batch, column)
+            size = float(self.model.preparer.scaling.scale[self.model.schema.spans[column.name].start])
+            digits = math.floor(math.log10(FINE * size))
+            many, few = 10.0 ** max(-digits, 0), 10.0 ** max(digits, 0)  # both whole, so that decimals come out as such
+            for rows, outward in zip(ends, (np.floor, np.ceil), strict=True):
+                values = rows.column(column.name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+                arrays.append(pa.array(outward(values * many / few) * few / many, mask=~there))
         return arrays
 
 
