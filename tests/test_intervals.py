@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,18 +56,28 @@ def test_shares_are_quantiles_of_what_was_needed_and_lean_on_all_where_little_is
     needed = torch.rand(20_000, 3, generator=draw, dtype=torch.float64) ** 2  # more often small than a uniform share
     hidden = torch.ones(20_000, 3, dtype=torch.bool)
     hidden[40:, 1], hidden[:, 2] = False, False
-    shares = widened(needed, hidden)
+    shares = widened(needed, hidden, 20_000)
     assert shares.shape == (3, STATED + 1) and bool((shares.diff(dim=1) >= -1e-12).all())
     torch.testing.assert_close(taken(shares, 0.9)[0], torch.tensor(0.81, dtype=torch.float64), atol=0.02, rtol=0)
     torch.testing.assert_close(taken(shares, 0.91)[0], torch.tensor(0.8281, dtype=torch.float64), atol=0.02, rtol=0)
-    own = torch.quantile(needed[:40, 1], 0.9, interpolation="higher")
+    own = needed[:40, 1].sort().values[36]  # the 37th: 0.9 of 40, and a little for the row to come
     between = (40 * own + LEANING * taken(shares, 0.9)[2]) / (40 + LEANING)
     torch.testing.assert_close(taken(shares, 0.9)[1], between, atol=1e-3, rtol=0)
 
 
 def test_nothing_hidden_leaves_the_shares_as_stated():
-    shares = widened(torch.zeros(5, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.bool))
+    shares = widened(torch.zeros(5, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.bool), 5)
     torch.testing.assert_close(taken(shares, 0.37), torch.full((2,), 0.37, dtype=torch.float64))
+
+
+@given(rows=st.integers(1, 60), seed=st.integers(0, 1000))
+def test_of_few_rows_more_is_taken_as_conformal_prediction_does(rows, seed):
+    needed = torch.rand(rows, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = taken(widened(needed, torch.ones(rows, 1, dtype=torch.bool), rows), 0.9)
+    place = min(rows, ceil(0.9 * (rows + 1) - 1e-9))
+    own = needed[:, 0].sort().values[place - 1]
+    whole = (rows * own + LEANING * 0.9) / (rows + LEANING)
+    torch.testing.assert_close(float(found), float((rows * own + LEANING * whole) / (rows + LEANING)))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])

@@ -69,7 +69,9 @@ class Plan:
             counts, tfidf), or both with a space between, where the ones chosen are wrong; `*` stands for every column
             of numbers that is not named.
         steps: to make in as many epochs as they take, where `epochs` does not say it; None for a default.
-        suit: (plan, schema) -> plan, for those who choose recipe, code and network by the columns; None for nobody.
+        least_rows: of a step at least, where `training` leaves it open and memory allows; None for a default.
+        suit: (plan, schema, rows) -> plan, for those who choose recipe, code, network and steps by the columns and by
+            how many rows there are; None for nobody.
         start: a fitted model to go on from: its columns, recipe, network, code and weights are taken as they are. It
             stays as it is.
     """
@@ -84,7 +86,8 @@ class Plan:
     device: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     steps: int | None = None
-    suit: Callable[[Plan, Schema], Plan] | None = None
+    least_rows: int | None = None
+    suit: Callable[[Plan, Schema, int], Plan] | None = None
     start: Model | None = None
 
     def check(self) -> None:
@@ -101,7 +104,7 @@ class Plan:
         wishes(self.columns)
         if self.start is not None:
             Start(self.start).refuse_settings(self.recipe, self.latent, self.network, self.columns)
-        for name in ("latent", "epochs", "steps"):
+        for name in ("latent", "epochs", "steps", "least_rows"):
             value = getattr(self, name)
             if name == "latent" and isinstance(value, str) and value == "auto":
                 continue
@@ -175,7 +178,8 @@ def _trained(
     frozen = None if plan.start is None else plan.start.preparer
     rows = Rows(source, held_out, plan.training, plan.seed, plan.columns, frozen)
     schema = rows.preparer.schema
-    plan = plan.suit(plan, schema) if plan.suit else plan
+    plan = plan.suit(plan, schema, rows.count) if plan.suit else plan
+    rows.enlarge(plan.least_rows)
     stream, held, sized = None, None, None
     if plan.latent == "auto":
         stream, held = rows.streams(device, weight, core)

@@ -40,11 +40,11 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         add_indicator: append a column for each column that had holes in `fit`: whether it was missing.
         recipe: `conditional`, which tells any cells from any others, or a variational one (`vae`, `iwae`).
-        latent: numbers in a row's code; None takes 256 for `conditional`.
-        network: as in `Autoencoder`; None for `conditional` is two residual layers of 256 each way.
+        latent: numbers in a row's code; None takes 256 for `conditional`, 128 below 3,000 rows.
+        network: as in `Autoencoder`; None for `conditional` is two residual layers each way, as wide.
         epochs: passes over the rows; None chooses by their number.
         lr: learning rate; None takes the optimizer's own.
-        training: further settings of the training.
+        training: further settings of the training; by default AdamW, and 128 rows a step or more.
         columns: column -> kind or transform, where those chosen are wrong; numbers follow their quantiles by default.
         random_state: seed of every random draw of training; None draws one.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.

@@ -121,7 +121,11 @@ class Rows:
         self._held: Batch | None = None
         self._balance: Balance | None = None
 
-    def _step_rows(self) -> int:
+    def enlarge(self, least: int | None) -> None:
+        """Take so many rows in a step at least, where the settings leave it open; before any are streamed."""
+        self.batch_size = self._step_rows(least or 1)
+
+    def _step_rows(self, least: int = 1) -> int:
         """Rows of a step: as the settings say, but by default no more than what the decoder's outputs leave room for.
 
         A text of 512 tokens of 4,096 kinds has two million outputs; a thousand such rows would take 8 GB.
@@ -129,7 +133,7 @@ class Rows:
         rows = self.training.step_rows(self.count)
         if self.training.batch_size is not None or self.training.optimizer == "gd":
             return rows
-        return min(rows, 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
+        return min(max(rows, least), 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))
 
     def _statistics(self, categories: set[str]) -> Statistics:
         """One pass over the training rows; those held out are only checked. Several processes read a share each."""

@@ -37,6 +37,8 @@ LEAST = 0.02  # weight below which the normal distribution is not worth asking
 PRIOR = 20.0  # hidden cells that the weight of all cells counts for, beside a cell's own
 ROUNDS = 50  # of the weights
 MOST_LEARNT, MOST_JUDGED = 20_000, 4_096  # rows that the normal distribution and its weights are learnt from
+MOST_VIEWS = 8  # of each of few rows
+HOLED, MORE = 0.01, 0.15  # share of cells missing from which rows count as having holes, and share hidden on top
 TINY = 1e-12
 
 
@@ -320,10 +322,11 @@ def learn_intervals(model: Model, batches: Any) -> Part:
     """
     if not _binned(model):
         return Part()
-    view, hidden = _hidden(model, _judging(batches))
+    rows = _judging(batches)
+    view, hidden = _hidden(model, rows)
     binned = torch.zeros(model.schema.numbers, dtype=torch.bool)
     binned[_binned(model)] = True
-    return Part(tensors={"shares": widened(Holes(model).needed(view), hidden & binned)})
+    return Part(tensors={"shares": widened(Holes(model).needed(view), hidden & binned, len(rows))})
 
 
 def _binned(model: Model) -> list[int]:
@@ -341,11 +344,18 @@ def _judging(batches: Any, rows: Batch | None = None) -> Batch:
 
 
 def _hidden(model: Model, rows: Batch) -> tuple[Batch, Tensor]:
-    """A view of rows that hides cells as in training, and (R, N) the numbers that it hides."""
-    with kept(model.module.device):
-        seed_step(0, 0, model.module.device)
-        view = Hiding()(rows)
-    return view, (rows.mask() & ~view.mask())[:, : model.schema.numbers]
+    """A view of rows, repeated where they are few, that hides cells, and (R, N) the numbers that it hides.
+
+    Where rows have holes already a few more are made, so that as much is seen as will be when these are filled; whole
+    rows are hidden from as in training.
+    """
+    rows = Batch.concat([rows] * max(1, min(MOST_VIEWS, MOST_JUDGED // max(1, len(rows)))))
+    seen, device = rows.mask(), model.module.device
+    with kept(device):
+        seed_step(0, 0, device)
+        holed = bool((~seen).double().mean() > HOLED)
+        view = rows.with_seen(seen & (torch.rand(seen.shape) >= MORE)) if holed else Hiding()(rows)
+    return view, (seen & ~view.mask())[:, : model.schema.numbers]
 
 
 def _some(batches: Any) -> Batch:

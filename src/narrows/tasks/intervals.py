@@ -51,23 +51,25 @@ def reach(family: Bins, chances: Tensor, cells: Tensor) -> Tensor:
     return torch.maximum(1 - 2 * last, 2 * first - 1).clamp(0, 1)
 
 
-def widened(needed: Tensor, hidden: Tensor) -> Tensor:
+def widened(needed: Tensor, hidden: Tensor, rows: int) -> Tensor:
     """(N, STATED + 1) the share to take of each column's chances, for the stated shares 0 to 1 in equal steps.
 
     Args:
         needed: (R, N) shares that hidden cells needed.
         hidden: (R, N) which cells those are.
+        rows: that these are of, each one so many times: a further row lies in one of the n + 1 gaps that n leave.
     """
     stated = torch.linspace(0, 1, STATED + 1, dtype=torch.float64)
-    whole = _leaning(needed[hidden], stated, stated)
-    return torch.stack([_leaning(needed[:, n][hidden[:, n]], stated, whole) for n in range(needed.shape[1])])
+    of_known = (stated * (1 + 1 / max(1, rows))).clamp_max(1)
+    whole = _leaning(needed[hidden], of_known, stated)
+    return torch.stack([_leaning(needed[:, n][hidden[:, n]], of_known, whole) for n in range(needed.shape[1])])
 
 
-def _leaning(needed: Tensor, stated: Tensor, prior: Tensor) -> Tensor:
+def _leaning(needed: Tensor, at: Tensor, prior: Tensor) -> Tensor:
     """Quantiles of the shares needed, drawn towards others that are worth `LEANING` cells."""
     if not len(needed):
         return prior
-    own = torch.quantile(needed.double(), stated, interpolation="higher")
+    own = needed.double().sort().values[(at * len(needed)).ceil().long().sub(1).clamp_min(0)]
     return (len(needed) * own + LEANING * prior) / (len(needed) + LEANING)
 
 

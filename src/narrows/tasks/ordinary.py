@@ -34,7 +34,7 @@ MOST = 65_536  # rows that the core is chosen from
 FEW = 20  # rows of which little can be said
 
 
-def suit(plan: Plan, schema: Schema) -> Plan:
+def suit(plan: Plan, schema: Schema, rows: int) -> Plan:
     """The plan as detecting wants it, where the user left it open: an ensemble of small networks for tables."""
     if any(column.grid for column in schema):
         steps = SERIES_STEPS if of_series(schema) else None

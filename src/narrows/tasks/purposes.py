@@ -22,6 +22,7 @@ from narrows.networks.choice import Network
 from narrows.networks.dense import Dense
 from narrows.prepare.words import ANY, ANY_SERIES
 from narrows.rows import Core
+from narrows.schema import Schema
 from narrows.sources.reading import KIND, fact, modeled
 from narrows.tasks.baseline import PART as BASELINE
 from narrows.tasks.baseline import learn_baseline
@@ -90,27 +91,56 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
 
 
 CONDITIONAL, AUTO = "conditional", "auto"
-WIDTH = 256  # of the layers that tell cells from each other
+WIDTH, NARROW = 256, 128  # of the layers that tell cells from each other, and where few rows are to be learnt from
+FEW = 3_000  # rows
+# Imputing, on 70 % of the training rows of eight tables, judged on the others: 400 steps of 128 rows at a width of 128
+# told cells as well as 6,000 of 32 by Muon at 256 where there are fewer than 2,500 rows, at a tenth of the time; larger
+# tables gained up to 2,000 steps and from the width.
+FILLED_ROWS, FILLED_VISITS = 128, 60  # of a step, and times that each row is met
+FEWEST_STEPS, MOST_STEPS = 300, 6_000
 # Rows of a step, and steps, where rows are to be made. On four fifths of California's training rows a booster that
 # learnt from generated ones reached an R2 of 0.775 so, and of 0.758 by 6,000 steps of 128 rows. Not so imputing.
 MADE_ROWS, MADE_STEPS = 512, 2_600
 CELL_BY_CELL: dict[str, Learner] = {BASELINE: learn_baseline, NORMAL: learn_normal, INTERVALS: learn_intervals}
 
 
-def _cell_by_cell(plan: Plan) -> Plan:
-    """Numbers by their quantiles; of what is open, a wide residual network whose code is no narrower."""
+def _by_quantiles(plan: Plan) -> Plan:
+    """Numbers by their quantiles, cells told from each other, where the user left it open."""
     plan = replace(plan, columns={ANY: "quantile", **plan.columns})
-    plan = replace(plan, recipe=CONDITIONAL) if plan.recipe == AUTO else plan
+    return replace(plan, recipe=CONDITIONAL) if plan.recipe == AUTO else plan
+
+
+def _telling(plan: Plan, width: int) -> Plan:
+    """Of what is open, a residual network so wide, whose code is no narrower."""
     if Recipe.parse(plan.recipe).name != CONDITIONAL or Network.of(plan.network) != Network():
         return plan
-    network = Network.of(Dense(hidden=(WIDTH, WIDTH), residual=True))
-    return replace(plan, network=network, latent=plan.latent or WIDTH)
+    network = Network.of(Dense(hidden=(width, width), residual=True))
+    return replace(plan, network=network, latent=plan.latent or width)
+
+
+def _to_fill(plan: Plan) -> Plan:
+    """AdamW, as steps of Muon are many times the work at this width and rows; the rest when rows have been counted."""
+    plan = _by_quantiles(plan)
+    if Recipe.parse(plan.recipe).name != CONDITIONAL:
+        return plan
+    training = plan.training
+    if training.optimizer == "auto":
+        training = replace(training, optimizer="adamw")
+    return replace(plan, training=training, least_rows=plan.least_rows or FILLED_ROWS, suit=_filling)
+
+
+def _filling(plan: Plan, schema: Schema, rows: int) -> Plan:
+    """A network and steps by how many rows there are."""
+    plan = _telling(plan, NARROW if rows < FEW else WIDTH)
+    batch = max(plan.least_rows or 1, plan.training.step_rows(rows))
+    return replace(plan, steps=plan.steps or min(max(FEWEST_STEPS, FILLED_VISITS * rows // batch), MOST_STEPS))
 
 
 def _to_make_rows(plan: Plan) -> Plan:
-    """As `_cell_by_cell`, in fewer and larger steps."""
+    """Fewer and larger steps, of a wide network."""
     training = replace(plan.training, batch_size=plan.training.batch_size or MADE_ROWS)
-    return _cell_by_cell(replace(plan, training=training, steps=plan.steps or MADE_STEPS))
+    plan = _telling(_by_quantiles(plan), WIDTH)
+    return replace(plan, training=training, steps=plan.steps or MADE_STEPS)
 
 
 def generation(schema: pa.Schema | None, recipe: str | None = None, prior: str = "auto") -> Purpose:
@@ -148,7 +178,7 @@ JOBS = ("denoise", "detect", "drift", "generate", "impute")
 PURPOSES = {
     "denoise": Purpose("denoising:noise=0.1,mask=0"),
     "drift": Purpose("plain", {**LEARNT, DRIFT: learn_reference}, settle=_to_compare),
-    "impute": Purpose(CONDITIONAL, CELL_BY_CELL, settle=_cell_by_cell),
+    "impute": Purpose(CONDITIONAL, CELL_BY_CELL, settle=_to_fill),
 }
 
 
