@@ -19,7 +19,8 @@ from command import narrows
 from narrows import DataError, Dense, Imputer, Plan, Pooled, Training, fit, generate, impute, load, pooled_means
 from narrows.errors import SettingError
 from narrows.schema import Batch
-from narrows.tasks.holes import Holes, mixed
+from narrows.tasks.hidden import mixed
+from narrows.tasks.holes import Holes
 from narrows.tasks.importance import Latent
 from narrows.tasks.intervals import quantile
 from narrows.tasks.normal import Normal

@@ -17,18 +17,8 @@ from narrows.errors import SettingError
 from narrows.networks.dense import MemberLinear
 from narrows.train.adam import FusedAdam
 from narrows.train.loop import train
-from narrows.train.optimizers import (
-    DEFAULT_RATES,
-    NEWTON_SCHULZ,
-    WARM_UP,
-    Muon,
-    clip,
-    half_way,
-    make_optimizer,
-    orthogonal,
-    rate_share,
-    settled,
-)
+from narrows.train.muon import NEWTON_SCHULZ, Muon, orthogonal
+from narrows.train.optimizers import DEFAULT_RATES, WARM_UP, clip, half_way, make_optimizer, rate_share, settled
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
 from small_run import rows_of_rank, small_module

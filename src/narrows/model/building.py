@@ -9,7 +9,7 @@ cells of a table   a transformer over one position a cell
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -31,6 +31,19 @@ from narrows.schema import Column, Schema
 
 MOST_CELLS = 2048  # of a row that attention relates to each other: its work grows with their square
 Ends = tuple[nn.Module, nn.Module, nn.Module, Network]  # embed, encoder, decoder, and the network as it was settled
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How cells are read, whatever the network.
+
+    Args:
+        masking: whether the corruption hides cells.
+        pieces: that numbers are read in (see `narrows.model.embed.Pieces`); 0 for none.
+    """
+
+    masking: bool = False
+    pieces: int = 0
 
 
 def build(
@@ -72,14 +85,18 @@ def assemble(
         network = _linear(recipe, network)
     for part in (*slots.augmentations, *slots.corruptions):
         part.suit(schema)
-    masking = any(part.hides for part in slots.corruptions)
+    reading = Reading(any(part.hides for part in slots.corruptions), slots.pieces)
     code = slots.latent(latent)
     code.suit(None if modules else network.members)
     likelihood = Likelihood(schema, slots.likelihood, slots.link, None if modules else network.members)
     if modules:
-        embed, encoder, decoder = Embed(schema, masking), modules["encoder"], modules["decoder"]
+        embed, encoder, decoder = (
+            Embed(schema, reading.masking, pieces=reading.pieces),
+            modules["encoder"],
+            modules["decoder"],
+        )
     else:
-        embed, encoder, decoder, network = _ends(schema, network, masking, code, likelihood)  # type: ignore[assignment]
+        embed, encoder, decoder, network = _ends(schema, network, reading, code, likelihood)  # type: ignore[assignment]
     critic = partial(_critic, schema, network, likelihood)
     site = Site(schema, code, encoder, None if modules else network.members, critic, embed)
     penalties = [penalty(site) for penalty in slots.penalties]
@@ -132,17 +149,17 @@ def _reads(kind: str, column: Column) -> bool:
     return kind != "dense" and (kind != "recurrent" or len(positions(column)) == 1)
 
 
-def _ends(schema: Schema, network: Network, masking: bool, code: Latent, likelihood: Likelihood) -> Ends:
+def _ends(schema: Schema, network: Network, reading: Reading, code: Latent, likelihood: Likelihood) -> Ends:
     """Embedding, encoder and decoder."""
     chosen = choose_networks(schema, network)
     if network.members and (chosen or network.kind == "transformer"):
         kinds = ", ".join(sorted({word_of(settings) for settings in chosen.values()})) or network.kind
         raise SettingError(f"members={network.members} with a {kinds} network", "dense networks, or one member")
     if chosen:
-        return _over_grids(schema, network, chosen, masking, code, likelihood)
+        return _over_grids(schema, network, chosen, reading, code, likelihood)
     if network.kind == "transformer":
-        return _over_cells(schema, network, masking, code, likelihood)
-    embed = Embed(schema, masking)
+        return _over_cells(schema, network, reading, code, likelihood)
+    embed = Embed(schema, reading.masking, pieces=reading.pieces)
     dense = network.dense.settled(embed.width, code.features, code.size, likelihood.width)
     down, up = dense.build(embed.width, code.features, code.size, likelihood.width)
     return embed, down, up, replace(network, kind="dense", dense=dense)
@@ -152,7 +169,7 @@ def _critic(schema: Schema, network: Network, likelihood: Likelihood, features: 
     """A network over rows like the encoder: Batch -> ([E,] B, features); its features have no positions."""
     columns = {name: _flat(settings) for name, settings in network.columns.items()}
     network = replace(network, conv=replace(network.conv, spatial=False), columns=columns)
-    embed, encoder, *_ = _ends(schema, network, False, Deterministic(features), likelihood)
+    embed, encoder, *_ = _ends(schema, network, Reading(), Deterministic(features), likelihood)
     return nn.Sequential(embed, encoder)
 
 
@@ -164,12 +181,12 @@ def _over_grids(
     schema: Schema,
     network: Network,
     chosen: dict[str, Reader],
-    masking: bool,
+    reading: Reading,
     code: Latent,
     likelihood: Likelihood,
 ) -> Ends:
     """A network for each grid, and dense layers that join them with the rest of the row."""
-    embed = GridEmbed(schema, list(chosen), masking)
+    embed = GridEmbed(schema, list(chosen), reading.masking, reading.pieces)
     encoders, decoders, spans, columns = [], [], [], {}
     for index, (name, settings) in enumerate(chosen.items()):
         column, start = schema[name], likelihood.spans[name].start
@@ -242,7 +259,7 @@ def _joining(dense: Dense, mixed: bool) -> Dense:
     return dense if mixed or dense.hidden is not None else replace(dense, hidden=(), decoder=dense.decoder or ())
 
 
-def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, likelihood: Likelihood) -> Ends:
+def _over_cells(schema: Schema, network: Network, reading: Reading, code: Latent, likelihood: Likelihood) -> Ends:
     """A transformer over the cells of a table."""
     bags = [column.name for column in schema if column.kind == "bag"]
     if bags or schema.cells > MOST_CELLS:
@@ -251,6 +268,8 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
     if likelihood.count != schema.numbers:
         got = "network='transformer' over the cells of a table with the likelihood bins"
         raise SettingError(got, "the likelihood auto or mse", "network='dense'")
+    if reading.pieces:
+        raise SettingError("network='transformer' over cells read in pieces", "pieces=0", "network='dense'")
     if network.transformer.autoregressive:
         raise SettingError("autoregressive=True over the cells of a table, which have no order", "a series or a text")
     width = network.transformer.width
@@ -262,7 +281,7 @@ def _over_cells(schema: Schema, network: Network, masking: bool, code: Latent, l
     outputs = [column.outputs for column in schema if column.categorical for _ in range(column.cells)]
     heads = CellHeads(numbers, outputs, width)
     settled = replace(network, dense=dense, transformer=settings)
-    return CellEmbed(schema, width, masking), Fused([encoder], down), Celled(up, decoder, heads), settled
+    return CellEmbed(schema, width, reading.masking), Fused([encoder], down), Celled(up, decoder, heads), settled
 
 
 def _number_cells(schema: Schema, name: str) -> range:

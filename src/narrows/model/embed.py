@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
-from math import prod, sqrt
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from narrows.model.numbers import Counts, Pieces, log_counts
 from narrows.networks.fused import View
 from narrows.schema import Batch, Column, Schema
 from narrows.world import drawn
@@ -37,6 +38,7 @@ class Embed(nn.Module):
         schema: of the prepared data.
         masking: whether the corruption hides cells, so that every cell needs a flag.
         without: columns whose grid is left out here; their side cells are not.
+        pieces: that numbers outside of grids and bags are read in, beside as they are (see `Pieces`); 0 for none.
     """
 
     at: Tensor
@@ -46,7 +48,7 @@ class Embed(nn.Module):
     starts: Tensor
     sizes: Tensor
 
-    def __init__(self, schema: Schema, masking: bool = False, without: Iterable[str] = ()) -> None:
+    def __init__(self, schema: Schema, masking: bool = False, without: Iterable[str] = (), pieces: int = 0) -> None:
         super().__init__()
         self.without = frozenset(without)
         columns = [c for c in schema if not (c.categorical and c.name in self.without)]
@@ -63,6 +65,13 @@ class Embed(nn.Module):
         self.texts = nn.ModuleList(Tokens(c, schema) for c in columns if c.categorical and c.grid)
         self.tables = nn.ModuleList(Table(c, schema) for c in told if c.classes)
         self.counts = Counts(schema, numbers)
+        alone = {
+            c
+            for column in columns
+            if column.kind == "number" and not column.grid
+            for c in self._vector_cells(schema, column)
+        }
+        self.pieces = Pieces([place for place, cell in enumerate(numbers) if cell in alone], pieces) if pieces else None
         indices = {
             "at": numbers,
             "holes": holes,
@@ -77,6 +86,7 @@ class Embed(nn.Module):
         self.hiding = any(emptied)
         texts = sum(prod(c.grid) * TOKEN_WIDTH for c in columns if c.categorical and c.grid)
         self.width = self.numbers + self.levels + len(holes) + texts + sum(c.vector for c in told if c.classes)
+        self.width += self.pieces.width if self.pieces else 0
 
     def _vector_cells(self, schema: Schema, column: Column) -> range:
         span = schema.spans[column.name]
@@ -85,6 +95,8 @@ class Embed(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The encoder's input."""
         parts = [self._values(batch)] if self.numbers else []
+        if self.pieces:
+            parts.append(self.pieces(parts[0], self._there(batch)))
         if self.levels:
             parts.append(self._one_hot(batch))
         if len(self.holes):
@@ -97,11 +109,18 @@ class Embed(nn.Module):
 
     def _values(self, batch: Batch) -> Tensor:
         numbers = batch.numbers if self.every else batch.numbers[:, self.at]
-        if batch.seen is not None and self.hiding:
-            seen = batch.seen[:, : self.cells] if self.every else batch.seen[:, self.at]
-            numbers = numbers.masked_fill(~seen & self.hollow, 0.0)
+        there = self._there(batch)
+        if there is not None:
+            numbers = numbers.masked_fill(~there, 0.0)
         scaled: Tensor = self.counts(numbers)
         return scaled
+
+    def _there(self, batch: Batch) -> Tensor | None:
+        """(B, numbers) which numbers are read, since they were seen or would not be flagged if not; None for all."""
+        if batch.seen is None or not self.hiding:
+            return None
+        seen = batch.seen[:, : self.cells] if self.every else batch.seen[:, self.at]
+        return seen | ~self.hollow
 
     def _one_hot(self, batch: Batch) -> Tensor:
         """(B, levels): a one at each known level; nothing for "another level" and for unseen cells."""
@@ -117,42 +136,6 @@ class Embed(nn.Module):
         if batch.seen is None:
             return batch.numbers.new_zeros(len(batch), len(self.holes))
         return (~batch.seen[:, self.holes]).to(batch.numbers.dtype)
-
-
-class Counts(nn.Module):
-    """Counts among numbers as logarithms, log(1 + n); those of a bag scaled to the length that standardized cells have.
-
-    Args:
-        schema: of the prepared data.
-        cells: number cells that come in, by their place among all.
-    """
-
-    counted: Tensor
-
-    def __init__(self, schema: Schema, cells: list[int]) -> None:
-        super().__init__()
-        place = {cell: i for i, cell in enumerate(cells)}
-        counted = [place[cell] for cell in schema.cells_where(kind="count") if cell in place]
-        bags = [schema.spans[c.name] for c in schema if c.kind == "bag" and c.width]
-        self.bags = [slice(place[span.start], place[span.start] + span.stop - span.start) for span in bags]
-        self.register_buffer("counted", torch.tensor(counted, dtype=torch.long), persistent=False)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        """The numbers, those that count replaced."""
-        if not len(self.counted) and not self.bags:
-            return numbers
-        numbers = numbers.index_copy(1, self.counted, _log(numbers[:, self.counted]))
-        for bag in self.bags:
-            logs = _log(numbers[:, bag])
-            norm = torch.linalg.vector_norm(logs, dim=1, keepdim=True).clamp_min(1e-6)
-            numbers = torch.cat(
-                [numbers[:, : bag.start], logs / norm * sqrt(logs.shape[1]), numbers[:, bag.stop :]], dim=1
-            )
-        return numbers
-
-
-def _log(counts: Tensor) -> Tensor:
-    return counts.clamp_min(0.0).log1p()  # noise may have made a count negative
 
 
 class Tokens(nn.Module):
@@ -240,7 +223,7 @@ class Values(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """(B, *positions, channels)."""
         values = batch.numbers[:, self.span].reshape(-1, *self.grid)
-        values = _log(values) if self.counting else values
+        values = log_counts(values) if self.counting else values
         if not self.flagged:
             return values
         if batch.seen is None:
@@ -250,7 +233,7 @@ class Values(nn.Module):
 
     def feed(self, cells: Tensor) -> Tensor:
         """(B, channels) of one position's cells (B, values), as if seen."""
-        cells = _log(cells) if self.counting else cells
+        cells = log_counts(cells) if self.counting else cells
         return torch.cat([cells, torch.ones_like(cells)], dim=-1) if self.flagged else cells
 
 
@@ -261,12 +244,13 @@ class GridEmbed(nn.Module):
         schema: of the prepared data.
         names: columns whose grids a network reads, in this order.
         masking: whether the corruption hides cells.
+        pieces: as in `Embed`.
     """
 
-    def __init__(self, schema: Schema, names: list[str], masking: bool = False) -> None:
+    def __init__(self, schema: Schema, names: list[str], masking: bool = False, pieces: int = 0) -> None:
         super().__init__()
         self.columns = columns = [schema[name] for name in names]
-        self.rest = Embed(schema, masking, names)
+        self.rest = Embed(schema, masking, names, pieces)
         self.grids = nn.ModuleList(
             Tokens(column, schema) if column.categorical else Values(column, schema, masking) for column in columns
         )

@@ -20,6 +20,7 @@ from narrows.model.divergences import Discrepancy, Kernel, TotalCorrelation
 from narrows.model.hierarchy import DEEPEST, Hierarchical
 from narrows.model.latents import Deterministic, Gaussian, checked_nats
 from narrows.model.likelihoods import Words
+from narrows.model.numbers import checked_pieces
 from narrows.model.objectives import Objective
 from narrows.model.quantized import FiniteScalar, VectorQuantized
 from narrows.model.slots import Slots
@@ -105,19 +106,20 @@ def masked(
     return Slots(latent, likelihood, augmentations=augmentations(augment), corruptions=parts, objective=objective)
 
 
-def conditional(shown: float = 0.05, likelihood: Words = "bins") -> Slots:
+def conditional(shown: float = 0.05, pieces: int = 0, likelihood: Words = "bins") -> Slots:
     """Tells any cells of a row from any others: for filling holes, and for making rows cell by cell.
 
-    A masked autoencoder of single cells that sees of each row a share between nothing and everything (Ivanov et al.
-    2019), and tells numbers by the chances of bins, so that what it draws has the shape of the data. Nothing needs to
-    be narrow where so much is hidden: its code is one more hidden layer.
+    A masked autoencoder of single cells that sees of each row a share from nothing to everything (Ivanov et al. 2019),
+    and tells numbers by the chances of bins, so that draws have the shape of the data. Its code need not be narrow.
 
     Args:
         shown: weight of the cells that were shown: little, as telling them is easy and not what it is for, but enough
             that rows without holes are reconstructed.
+        pieces: that numbers are read in, beside as they are; 16 help to fill large tables, not to make rows.
         likelihood: of the number cells.
     """
-    return Slots(Deterministic, likelihood, corruptions=(Hiding(),), objective=Objective(shown=shown))
+    hidden, told = (Hiding(),), Objective(shown=shown)
+    return Slots(Deterministic, likelihood, corruptions=hidden, objective=told, pieces=checked_pieces(pieces))
 
 
 def vae(

@@ -26,6 +26,7 @@ class Slots:
         corruptions: applied in order, in training and validation, to what the encoder sees.
         objective: weights of the latent's terms and of penalties, samples, and the bound.
         penalties: made for the place where they will stand.
+        pieces: that the encoder reads each number in, beside as it is (see `narrows.model.embed.Pieces`); 0 for none.
         linear: whether encoder and decoder are one linear map each, whatever network was asked for.
     """
 
@@ -36,6 +37,7 @@ class Slots:
     corruptions: tuple[Corruption, ...] = ()
     objective: Objective = field(default_factory=Objective)
     penalties: tuple[Callable[[Site], Penalty], ...] = ()
+    pieces: int = 0
     linear: bool = False
 
     def can_copy(self, size: int) -> bool:

@@ -31,7 +31,8 @@ from narrows.tasks.detect import PART as DETECT
 from narrows.tasks.detect import Detector
 from narrows.tasks.detecting import learn_detector
 from narrows.tasks.diagnosis import LEARNT
-from narrows.tasks.holes import INTERVALS, learn_intervals, learn_normal
+from narrows.tasks.hidden import learn_intervals, learn_normal
+from narrows.tasks.holes import INTERVALS
 from narrows.tasks.holes import PART as NORMAL
 from narrows.tasks.ordinary import RECIPE, SHARE, core, steps_of, suit
 from narrows.tasks.prior import PART as PRIOR
@@ -96,6 +97,9 @@ FEW = 3_000  # rows
 # Imputing, on 70 % of the training rows of eight tables, judged on the others: 400 steps of 128 rows at a width of 128
 # told cells as well as 6,000 of 32 by Muon at 256 where there are fewer than 2,500 rows, at a tenth of the time; larger
 # tables gained up to 2,000 steps and from the width.
+# Numbers read in 16 pieces took letter's wrong levels there from 35.6 % to 31.8, adult's from 26.7 to 25.9; of few rows
+# they are learnt by heart, and so were they by a booster that learnt from rows made so: California's R2 0.775 to 0.763.
+PIECES = f"{CONDITIONAL}:pieces=16"
 FILLED_ROWS, FILLED_VISITS = 128, 60  # of a step, and times that each row is met
 FEWEST_STEPS, MOST_STEPS = 300, 6_000
 # Rows of a step, and steps, where rows are to be made. On four fifths of California's training rows a booster that
@@ -130,7 +134,9 @@ def _to_fill(plan: Plan) -> Plan:
 
 
 def _filling(plan: Plan, schema: Schema, rows: int) -> Plan:
-    """A network and steps by how many rows there are."""
+    """A network and steps by how many rows there are; of many, numbers in pieces."""
+    if rows >= FEW and plan.recipe == CONDITIONAL:
+        plan = replace(plan, recipe=PIECES)
     plan = _telling(plan, NARROW if rows < FEW else WIDTH)
     batch = max(plan.least_rows or 1, plan.training.step_rows(rows))
     return replace(plan, steps=plan.steps or min(max(FEWEST_STEPS, FILLED_VISITS * rows // batch), MOST_STEPS))
