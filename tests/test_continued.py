@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 
 from command import narrows
-from narrows import AnomalyDetector, Autoencoder, Generator, Plan, Training, load
+from narrows import AnomalyDetector, Autoencoder, Denoiser, Dense, Generator, Imputer, Plan, Training, load
 from narrows.errors import DataError, DataWarning, FitWarning, SettingError
 from narrows.fitting import fit
-from narrows.tasks.purposes import going_on, purpose_of
+from narrows.tasks.purposes import FEWEST_STEPS, FILLED_ROWS, going_on, purpose_of
 
 
 def homes(count, seed, rate=1_000.0):
@@ -154,6 +155,28 @@ def test_detectors_and_generators_go_on():
     cells.partial_fit(NEW)  # the preparer stays as it was, and so do the bins of its numbers
     assert all(map(torch.equal, bins, [family.center for family in cells.model_.module.likelihood.families]))
     assert len(cells.sample(5)) == 5
+
+
+@pytest.mark.parametrize("face", [Imputer(epochs=3, random_state=0), Denoiser(epochs=3, random_state=0)])
+def test_faces_over_an_autoencoder_go_on(face):
+    whole = clone(face).fit(OLD)
+    assert face.partial_fit(OLD) is face
+    np.testing.assert_array_equal(face.model_.encode(OLD), whole.model_.encode(OLD))
+    before = face.model_
+    face.set_params(epochs=2).partial_fit(NEW)
+    assert face.model_.preparer is before.preparer and face.model_.parts.keys() == before.parts.keys()
+    assert face.model_.facts["before"]["epochs"] == 3 and face.model_.facts["epochs"] == 2
+    assert face.transform(NEW).shape == NEW.shape
+    with pytest.raises(SettingError, match="latent"):
+        face.set_params(latent=3).partial_fit(NEW)
+
+
+def test_imputing_goes_on_as_it_began():
+    imputer = Imputer(random_state=0, network=Dense(hidden=(8,)), latent=8).fit(OLD)
+    imputer.partial_fit(NEW)
+    settings = imputer.model_.facts["settings"]
+    assert settings["optimizer"] == "adamw" and settings["batch_size"] == FILLED_ROWS
+    assert imputer.model_.facts["records"][-1]["step"] <= FEWEST_STEPS + FILLED_ROWS
 
 
 def test_the_command_says_what_stays_and_what_begins_anew(tmp_path, model):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from narrows import Dense, Imputer, Plan, SettingError, fit, load
+from narrows import Dense, Imputer, Plan, SettingError, fit, impute, load
 from narrows.model.embed import Embed
 from narrows.model.numbers import OUTERMOST, Pieces
 from narrows.schema import Batch, Column, Schema
@@ -60,6 +60,13 @@ def test_imputing_cuts_numbers_of_many_rows_unless_told_otherwise(tmp_path):
         model.save(tmp_path / "m.narrows")
         new = mixed(50, seed=1)
         assert np.array_equal(load(tmp_path / "m.narrows").encode(new), model.encode(new))
+
+
+def test_rows_without_numbers_have_nothing_to_cut():
+    words = mixed(60)[["town"]].assign(also=["x", "y", "z"] * 20)
+    plan = PURPOSES["impute"].settle(Plan("conditional:pieces=8", 4, SMALL, epochs=1))
+    filled = impute(fit(words, plan, learn=PURPOSES["impute"].learn), words.mask(words == "x"))
+    assert filled.column("also").null_count == 0
 
 
 @pytest.mark.parametrize("pieces", [1, -3, 65, 2.5])

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from narrows.around import Around
 from narrows.estimators import Autoencoder
 from narrows.networks.conv import Conv
 from narrows.networks.dense import WIDEST
@@ -31,7 +32,7 @@ LR = 0.003  # of that network, which has no normalization: at Muon's usual 0.02 
 
 
 @dataclass(eq=False, repr=False)
-class Denoiser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Denoiser(OneToOneFeatureMixin, TransformerMixin, Around):  # type: ignore[misc]
     """Takes noise away from rows, images and series.
 
     Args:
@@ -72,40 +73,18 @@ class Denoiser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
     device: str = "auto"
     verbose: int = 0
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Train on rows as clean as there are; the noise is added anew for each step.
-
-        Args:
-            X: as `Autoencoder.fit` takes it.
-            y: ignored.
-            sample_weight: (n,) weight of each row.
-
-        Raises:
-            DataError: for rows that cannot be read or modeled.
-            SettingError: for settings that do not fit.
-        """
+    def _inside(self, X: Any) -> Autoencoder:
+        """Trained on rows as clean as there are; the noise is added anew for each step."""
         chosen = grid_settings(X, self.columns or {}) if self.network is None and self.latent is None else {}
         recipe = f"denoising:noise={self.noise},mask={self.mask},salt={self.salt}"
-        names = ("latent", "network", "epochs", "lr", "training", "columns", "random_state", "device", "verbose")
-        own = {name: getattr(self, name) for name in names}
-        given = {name: value for name, value in own.items() if value is not None}
+        given = {name: value for name, value in self._passed().items() if value is not None}
         link = ",link=identity" if chosen else ""
-        self.autoencoder_ = Autoencoder(**{**chosen, **given, "recipe": recipe + link}).fit(X, y, sample_weight)
-        self.model_ = self.autoencoder_.model_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.autoencoder_, name):
-                setattr(self, name, getattr(self.autoencoder_, name))
-        return self
+        return Autoencoder(**{**chosen, **given, "recipe": recipe + link})
 
     def transform(self, X: Any) -> Any:
         """Rows without their noise, in the container that `fit` was given; images and series may be larger there."""
         check_is_fitted(self)
         return self.autoencoder_.denoise(X, fill=self.fill)
-
-    def save(self, path: str | Path) -> None:
-        """Write the fitted model to one file, for `narrows.load` and `narrows denoise`."""
-        check_is_fitted(self)
-        self.autoencoder_.save(path)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

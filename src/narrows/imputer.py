@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from narrows.around import Around
 from narrows.containers import framed, is_pandas
 from narrows.errors import DataError
 from narrows.estimators import Autoencoder
@@ -34,7 +34,7 @@ class _Telling(Autoencoder):
 
 
 @dataclass(eq=False, repr=False)
-class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Imputer(TransformerMixin, Around):  # type: ignore[misc]
     """Fills what is missing in rows.
 
     Args:
@@ -82,15 +82,11 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             DataError: for rows that cannot be read or modeled.
             SettingError: for settings that do not fit.
         """
+        return super().fit(X, y, sample_weight)
+
+    def _inside(self, X: Any) -> Autoencoder:
         _refuse_sparse(X)
-        names = ("latent", "network", "epochs", "lr", "training", "columns", "random_state", "device", "verbose")
-        own = {name: getattr(self, name) for name in names}
-        self.autoencoder_ = _Telling(recipe=self.recipe, **own).fit(X, y, sample_weight)
-        self.model_ = self.autoencoder_.model_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.autoencoder_, name):
-                setattr(self, name, getattr(self.autoencoder_, name))
-        return self
+        return _Telling(recipe=self.recipe, **self._passed())
 
     def transform(self, X: Any) -> Any:
         """The rows with every hole filled by what is expected there, in the container that `fit` was given.
@@ -130,11 +126,6 @@ class Imputer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         holes = [name for column in self.model_.schema if column.holes for name in marked(column)]
         marks = [name + INDICATOR for name in holes if self.add_indicator]
         return np.array([*names, *marks], dtype=object)
-
-    def save(self, path: str | Path) -> None:
-        """Write the fitted model to one file, for `narrows.load` and `narrows impute`."""
-        check_is_fitted(self)
-        self.autoencoder_.save(path)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

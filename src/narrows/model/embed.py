@@ -65,13 +65,9 @@ class Embed(nn.Module):
         self.texts = nn.ModuleList(Tokens(c, schema) for c in columns if c.categorical and c.grid)
         self.tables = nn.ModuleList(Table(c, schema) for c in told if c.classes)
         self.counts = Counts(schema, numbers)
-        alone = {
-            c
-            for column in columns
-            if column.kind == "number" and not column.grid
-            for c in self._vector_cells(schema, column)
-        }
-        self.pieces = Pieces([place for place, cell in enumerate(numbers) if cell in alone], pieces) if pieces else None
+        alone = [c for c in columns if c.kind == "number" and not c.grid] if pieces else []
+        cut = {cell for c in alone for cell in self._vector_cells(schema, c)}
+        self.pieces = Pieces([place for place, cell in enumerate(numbers) if cell in cut], pieces) if cut else None
         indices = {
             "at": numbers,
             "holes": holes,

@@ -137,7 +137,17 @@ def _filling(plan: Plan, schema: Schema, rows: int) -> Plan:
     """A network and steps by how many rows there are; of many, numbers in pieces."""
     if rows >= FEW and plan.recipe == CONDITIONAL:
         plan = replace(plan, recipe=PIECES)
-    plan = _telling(plan, NARROW if rows < FEW else WIDTH)
+    return _as_many(_telling(plan, NARROW if rows < FEW else WIDTH), schema, rows)
+
+
+def _to_fill_on(plan: Plan) -> Plan:
+    """As a first fit, but for what it settled."""
+    first = _to_fill(replace(plan, columns={}))
+    return replace(first, recipe=plan.recipe, columns=plan.columns, suit=_as_many)
+
+
+def _as_many(plan: Plan, schema: Schema, rows: int) -> Plan:
+    """Steps by how many rows there are."""
     batch = max(plan.least_rows or 1, plan.training.step_rows(rows))
     return replace(plan, steps=plan.steps or min(max(FEWEST_STEPS, FILLED_VISITS * rows // batch), MOST_STEPS))
 
@@ -237,7 +247,7 @@ def going_on(model: Model) -> Purpose:
         learners |= {NORMAL: learn_normal, INTERVALS: learn_intervals}
     if DRIFT in had:
         learners[DRIFT] = learn_reference
-    settle = _to_compare if DRIFT in had else Purpose().settle
+    settle = _to_compare if DRIFT in had else _to_fill_on if NORMAL in had else Purpose().settle
     return Purpose(str(model.recipe), {name: learners[name] for name in learners if name in had}, settle=settle)
 
 
