@@ -20,8 +20,8 @@ from narrows.fitting import Plan
 from narrows.report.page import report
 from narrows.sizing import PART
 from narrows.tasks.trials import Trial
-from narrows.tasks.tune import JOURNAL, tune
-from narrows.tasks.tuned import curve, ranked
+from narrows.tasks.tune import JOURNAL, Study, tune
+from narrows.tasks.tuned import curve, ranked, sentence
 from test_sizing import rows_of
 
 SOURCES = Path(__file__).parent.parent / "src"
@@ -110,6 +110,19 @@ def test_a_trial_that_dies_is_tried_once_more(tmp_path):
     assert next(trial["state"] for trial in model.parts[PART].facts["trials"]) == "fail"
     report(model, rows_of(2, 6, 50), tmp_path / "page.html")
     assert "chosen" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1e-9, "defaults"), (None, "tuned")])
+def test_the_better_of_what_was_chosen_and_the_defaults_is_kept(tmp_path, rate, kept):
+    x, plan = rows_of(2, 6, 400), Plan(epochs=5, lr=None if rate else 1e-9, latent=2)
+    chosen = Plan(epochs=5, lr=rate, latent=2)  # one of the two hardly moves
+    with mock.patch.object(Study, "best_plan", return_value=chosen):
+        model = tune(x, plan, trials=1, folder=tmp_path)
+    told = model.parts["tune"].facts
+    assert min(told["fitted"], key=told["fitted"].get) == kept
+    trial = Study(x, plan, tmp_path).trial
+    assert float(trial.judge.costs(model.module).mean()) == pytest.approx(told["fitted"][kept], rel=1e-5)
+    assert ("by the defaults" in sentence(told)) == (kept == "defaults")
 
 
 def test_trials_that_all_fail_say_why():

@@ -74,7 +74,7 @@ class Studying:
     """That the study is to have in all: those before a kill, and of other processes, are counted."""
 
     time_limit: float | None = None
-    """Seconds for the trials; the last fit comes on top. None by default."""
+    """Seconds for the trials; two whole fits come on top. None by default."""
 
     folder: Path | None = None
     """Of the journal; by default the model's name with `.tune`. The same command again goes on with it, and started

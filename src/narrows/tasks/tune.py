@@ -3,7 +3,8 @@
     rows -> a sample: training | held out -> trials (TPE, median pruning) -> journal -> one-standard-error rule -> fit
 
 The journal lies in a folder that other processes may share: each takes the next trial, and a study that was killed goes
-on where it stood. The model is fitted anew on all rows. What this file does not know: what is searched (`trials`).
+on where it stood. The model is fitted anew on all rows, beside one of the defaults, and the better one kept. What this
+file does not know: what is searched (`trials`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from narrows.sizing import JUDGED, MOST, PART, facts, halves, one_standard_error
 from narrows.sources.source import open_source
 from narrows.tasks.diagnosis import fit
 from narrows.tasks.trials import Trial
+from narrows.tasks.tuned import KEPT, USUAL
 from narrows.train.devices import choose_device
 from narrows.train.settings import Watch
 
@@ -59,14 +61,16 @@ def tune(
 ) -> Model:
     """A model whose code size and settings were chosen by trials, fitted on all rows; its part `tune` says how.
 
+    What one would get without tuning is fitted as well, and kept where it tells the rows that judge better.
+
     Args:
         data: anything `open_source` takes; trials use at most 8,192 of its rows and 2,048 that judge.
         plan: what is given there is kept: recipe, size, network, rate, batch size; the rest is searched.
         trials: that the study is to have in all, those of other processes and of earlier calls counted.
-        time_limit: seconds for the trials of this call; the final fit comes on top. None for no limit.
+        time_limit: seconds for the trials of this call; two whole fits come on top. None for no limit.
         folder: of the journal, to go on from and to share; None keeps it nowhere.
         told: called after each trial with its facts and the number of trials that are done.
-        watch: looks on at the final fit.
+        watch: looks on at the fit of what was chosen.
 
     Raises:
         SettingError: without Optuna, for less than one trial, a folder with a study of other data or settings, or a
@@ -88,7 +92,13 @@ def tune(
         study.run(int(trials), time_limit, told or (lambda facts, done: None))
         part = study.part()
         best = study.best_plan(part)
+        judge = study.trial.judge
     model = fit(data, best, watch=watch)
+    usual = fit(data, replace(plan, latent=None) if plan.latent == "auto" else plan)
+    costs = {KEPT: float(judge.costs(model.module).mean()), USUAL: float(judge.costs(usual.module).mean())}
+    if costs[USUAL] < costs[KEPT]:  # short trials like what learns soon: that need not be what learns most
+        model = usual
+    part.facts.update(latent=model.latent, fitted=costs)
     model.parts[PART] = part
     return model
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from narrows.tasks.figures import figure
 
+KEPT, USUAL = "tuned", "defaults"  # what was fitted whole at last
 SHOWN = 20  # trials of a table
 OWN = ("trial", "state", "latent", "score", "error")  # columns that every trial has; the others are settings
 MEASURES = {"hidden cells": "cost of a hidden cell", "bound": "negative bound a row"}
@@ -42,10 +43,15 @@ def sentence(facts: Mapping[str, Any]) -> str:
     """What was chosen, of what, and why."""
     count = len(facts["trials"])
     of = f"{count} {'trial' if facts['how'] == 'tune' else 'size'}{'' if count == 1 else 's'}"
-    return (
-        f"a code of {facts['latent']}, chosen from {of} on {facts['rows']:,} rows and {facts['held']:,} held out: the "
-        f"smallest within one standard error of the best by {MEASURES[facts['measure']]}"
-    )
+    measure = MEASURES[facts["measure"]]
+    on = f"{of} on {facts['rows']:,} rows and {facts['held']:,} held out"
+    fitted = facts.get("fitted", {})
+    if fitted and fitted[USUAL] < fitted[KEPT]:
+        costs = f"{measure} {figure(fitted[USUAL])} against {figure(fitted[KEPT])}"
+        return f"a code of {facts['latent']} by the defaults: fitted whole they beat what {on} had chosen ({costs})"
+    chosen = f"a code of {facts['latent']}, chosen from {on}: the smallest within one standard error of the best by "
+    costs = f"; fitted whole {figure(fitted[KEPT])}, the defaults {figure(fitted[USUAL])}" if fitted else ""
+    return f"{chosen}{measure}{costs}"
 
 
 def table(facts: Mapping[str, Any]) -> Table:
