@@ -272,7 +272,8 @@ SECTIONS = {
         "imputation.py",
         """Root mean squared error of numbers after min-max scaling / share of categories told wrong, on rows that no
         imputer was fitted on, means over seeds; bold is the best. `forest` is missForest in scikit-learn's words, of
-        20 trees and four rounds. Every imputer ran on one core while other work ran on another, so seconds are rough.
+        20 trees and four rounds. Every imputer ran on one core while other work ran on the other, HyperImpute while two
+        others shared its core: seconds are rough.
         [How holes are filled](tables.md).""",
         table_tables.imputation,
     ),
