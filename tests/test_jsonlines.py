@@ -126,6 +126,12 @@ def test_any_json_is_read_or_refused_in_words(tmp_path_factory, rows, ascii):
                 check_cells(table.column(name), [row.get(name) for row in rows])
 
 
+def test_an_object_of_numbers_beyond_single_precision_is_no_bag(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": {"x": 3.4028235677973366e38}}\n')
+    assert table_of(open_source(path)).to_pylist() == [{"a.x": 3.4028235677973366e38}]
+
+
 def check_cells(column, wanted):
     for found, value in zip(column.to_pylist(), wanted, strict=True):
         if column.type == BAG:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from narrows.sources.inference import convert, widened
 
 BAG = pa.map_(pa.string(), pa.float32())
+MOST = (2 - 2**-23) * 2.0**127  # that single precision holds: an object of larger numbers is no bag
 _SCALARS = {bool: "bool", int: "int", float: "float", str: "text", list: "list", dict: "object"}
 _TYPES = {"null": pa.null(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "any": pa.string()}
 _ALLOWED: dict[pa.DataType, set[type]] = {
@@ -92,7 +93,7 @@ class Seen:
             self._items.add(value)
 
     def _add_object(self, values: dict[str, Any]) -> None:
-        self._bag = self._bag and all(type(v) in (int, float) and v >= 0 for v in values.values())
+        self._bag = self._bag and all(type(v) in (int, float) and 0 <= v <= MOST for v in values.values())
         for key, value in values.items():
             if key not in self.fields:
                 key.encode()  # half a surrogate pair names no column
@@ -232,8 +233,8 @@ def _offsets(raw: pa.ListArray) -> pa.Array:
 
 
 def _count(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError("no number")
+    if type(value) not in (int, float) or value > MOST:
+        raise TypeError("no number that single precision holds")
     return float(value)
 
 
