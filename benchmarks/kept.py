@@ -35,6 +35,7 @@ def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterat
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"versions": {}, **empty}
+        results.pop("note", None)  # it spoke of the figures before
         yield results
         cores = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
         results["machine"] = {"processor": processor(), **cores}

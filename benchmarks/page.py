@@ -2,6 +2,7 @@
 
     python benchmarks/page.py
 
+A `note` in a file, on how its figures came about, stands below its section's text until figures are added.
 The page is a function of those files alone, so the same results give the same bytes.
 """
 
@@ -38,7 +39,8 @@ def page(folder: Path) -> str:
     for name, section in SECTIONS.items():
         if name in files:
             command = f"`python benchmarks/{section.command}`. {where(files[name])}"
-            parts += [f"## {section.title}", command, section.about, section.tables(files[name])]
+            about = f"{section.about} {files[name].get('note', '')}".rstrip()
+            parts += [f"## {section.title}", command, about, section.tables(files[name])]
     return "\n\n".join(map(wrapped, "\n\n".join(parts).split("\n\n"))) + "\n"
 
 

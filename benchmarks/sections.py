@@ -272,8 +272,7 @@ SECTIONS = {
         "imputation.py",
         """Root mean squared error of numbers after min-max scaling / share of categories told wrong, on rows that no
         imputer was fitted on, means over seeds; bold is the best. `forest` is missForest in scikit-learn's words, of
-        20 trees and four rounds. Every imputer ran on one core while other work ran on the other, HyperImpute while two
-        others shared its core: seconds are rough.
+        20 trees and four rounds.
         [How holes are filled](tables.md).""",
         table_tables.imputation,
     ),
@@ -281,8 +280,7 @@ SECTIONS = {
         "Holes in a million rows",
         "million.py",
         """50 mixed columns, a tenth of the cells missing: an epoch of `fit --for impute` and `impute`, each a process
-        of its own. Peak memory is that of the whole process, beside the budget for prepared rows. The core was shared
-        with other work this time: alone, on a faster machine, they took 123 and 183 s.""",
+        of its own. Peak memory is that of the whole process, beside the budget for prepared rows.""",
         table_tables.million,
     ),
     "tabular": Section(

@@ -5,6 +5,7 @@ What this file does not know: what the autoencoder is for.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from narrows.fitted import Model
 PASSED = ("latent", "network", "epochs", "lr", "training", "columns", "random_state", "device", "verbose")
 
 
-class Around(BaseEstimator):  # type: ignore[misc]
+class Around(BaseEstimator, ABC):  # type: ignore[misc]
     """A face over an autoencoder, with the settings `PASSED` as its own."""
 
     autoencoder_: Autoencoder
@@ -60,9 +61,9 @@ class Around(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         self.autoencoder_.save(path)
 
+    @abstractmethod
     def _inside(self, X: Any) -> Autoencoder:
         """The autoencoder as it is to be fitted."""
-        raise NotImplementedError
 
     def _passed(self) -> dict[str, Any]:
         """The settings that go to the autoencoder."""

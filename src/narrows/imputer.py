@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -70,21 +70,8 @@ class Imputer(TransformerMixin, Around):  # type: ignore[misc]
     device: str = "auto"
     verbose: int = 0
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Train on rows; their holes are left out, and more are made anew in each step.
-
-        Args:
-            X: as `Autoencoder.fit` takes it.
-            y: ignored.
-            sample_weight: (n,) weight of each row.
-
-        Raises:
-            DataError: for rows that cannot be read or modeled.
-            SettingError: for settings that do not fit.
-        """
-        return super().fit(X, y, sample_weight)
-
     def _inside(self, X: Any) -> Autoencoder:
+        """Trained on rows with their holes left out, and more made anew in each step."""
         _refuse_sparse(X)
         return _Telling(recipe=self.recipe, **self._passed())
 

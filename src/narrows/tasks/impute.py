@@ -30,6 +30,7 @@ from narrows.tasks.importance import Latent
 
 INDICATOR, LOW, HIGH, DRAW = "_missing", "_low", "_high", "draw"
 MOST_DRAWS = 1_000
+DIGITS = 300  # of a power of ten that double precision holds
 FINE = 1e-5  # of a column's scale: what single precision loses on the way back must not leave a lump outside
 
 
@@ -208,7 +209,7 @@ class Imputation:
         for column in self.between:
             there = self._missing(batch, column)
             size = float(self.model.preparer.scaling.scale[self.model.schema.spans[column.name].start])
-            digits = math.floor(math.log10(FINE * size))
+            digits = min(max(math.floor(math.log10(FINE * size)), -DIGITS), DIGITS)
             many, few = 10.0 ** max(-digits, 0), 10.0 ** max(digits, 0)  # both whole, so that decimals come out as such
             for rows, outward in zip(ends, (np.floor, np.ceil), strict=True):
                 values = rows.column(column.name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -123,14 +123,19 @@ def _telling(plan: Plan, width: int) -> Plan:
 
 
 def _to_fill(plan: Plan) -> Plan:
-    """AdamW, as steps of Muon are many times the work at this width and rows; the rest when rows have been counted."""
+    """What the columns leave open at once; the rest when rows have been counted."""
     plan = _by_quantiles(plan)
     if Recipe.parse(plan.recipe).name != CONDITIONAL:
         return plan
+    return replace(_in_light_steps(plan), suit=_filling)
+
+
+def _in_light_steps(plan: Plan) -> Plan:
+    """By AdamW, as a step of Muon is many times the work at this width and rows."""
     training = plan.training
     if training.optimizer == "auto":
         training = replace(training, optimizer="adamw")
-    return replace(plan, training=training, least_rows=plan.least_rows or FILLED_ROWS, suit=_filling)
+    return replace(plan, training=training, least_rows=plan.least_rows or FILLED_ROWS)
 
 
 def _filling(plan: Plan, schema: Schema, rows: int) -> Plan:
@@ -142,8 +147,7 @@ def _filling(plan: Plan, schema: Schema, rows: int) -> Plan:
 
 def _to_fill_on(plan: Plan) -> Plan:
     """As a first fit, but for what it settled."""
-    first = _to_fill(replace(plan, columns={}))
-    return replace(first, recipe=plan.recipe, columns=plan.columns, suit=_as_many)
+    return replace(_in_light_steps(plan), suit=_as_many)
 
 
 def _as_many(plan: Plan, schema: Schema, rows: int) -> Plan:
@@ -154,9 +158,8 @@ def _as_many(plan: Plan, schema: Schema, rows: int) -> Plan:
 
 def _to_make_rows(plan: Plan) -> Plan:
     """Fewer and larger steps, of a wide network."""
-    training = replace(plan.training, batch_size=plan.training.batch_size or MADE_ROWS)
     plan = _telling(_by_quantiles(plan), WIDTH)
-    return replace(plan, training=training, steps=plan.steps or MADE_STEPS)
+    return replace(plan, least_rows=plan.least_rows or MADE_ROWS, steps=plan.steps or MADE_STEPS)
 
 
 def generation(schema: pa.Schema | None, recipe: str | None = None, prior: str = "auto") -> Purpose:
