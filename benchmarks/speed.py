@@ -8,8 +8,8 @@
 PYTHON is an interpreter with the packages of `requirements.txt`; what is not given is left out. In each round, with
 a seed of its own, every program trains in a fresh process, peers and ours in turn:
 
-- `keras`, `keras bf16` (of the larger networks), `torch`, `pythae` (variational alone): as such programs are written,
-  in `programs/`;
+- `keras`, `keras bf16` (of the larger networks, where the processor has bfloat16), `torch`, `pythae` (variational
+  alone): as such programs are written, in `programs/`;
 - `same`: Narrows with the network, optimizer, rate, batch and epochs of the Keras program: for steps a second;
 - `ours`: Narrows with the same widths and code, all else by default, until it has the validation loss that the Keras
   program of this round ended with (without Keras: the PyTorch loop): for the time to that loss.
@@ -37,11 +37,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import timed
 from kept import kept
+from narrows.train.devices import has_bfloat16
 from programs.stopwatch import prepared
 from seeds import SYSTEMS
 
@@ -87,7 +89,8 @@ class Job:
     def programs(self) -> list[str]:
         """Those that can run, in their order."""
         step = timed.step_flops(self.shapes, self.system.training.get("batch_size") or len(self.parts[0]))
-        suits = {"pythae": timed.variational(self.system), "keras bf16": step >= REPAYS_BFLOAT16}
+        lower = step >= REPAYS_BFLOAT16 and has_bfloat16(torch.device("cpu"))
+        suits = {"pythae": timed.variational(self.system), "keras bf16": lower}
         return [name for name in ORDER if script(name) in self.pythons and suits.get(name, True)]
 
     def settings(self, program: str, seed: int, target: float) -> dict[str, Any]:

@@ -160,6 +160,22 @@ def test_orthogonal_of_nothing_is_nothing():
     assert not orthogonal(torch.zeros(3, 5)).any()
 
 
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((200, 300), [200]), ((450, 451), [150] * 3), ((401, 500), [134, 134, 133])]
+)
+def test_muon_makes_large_matrices_orthogonal_in_blocks_no_longer_than_whole(shape, parts):
+    gradient = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(shape[1], shape[0], bias=False)
+    weight = nn.init.zeros_(layer.weight)
+    optimizer = make_optimizer(layer, Training(optimizer="muon", weight_decay=0))
+    weight.grad = gradient.clone()
+    optimizer.step(1.0)
+    whole = 0.2 * max(shape) ** 0.5  # length of each direction of a step that is not cut in blocks
+    wanted = torch.cat([straightened(block.double()) for block in gradient.split(parts)]) / len(parts) ** 0.5
+    torch.testing.assert_close(-weight.detach().double() / whole, wanted, atol=3e-2, rtol=1e-3)
+    assert torch.linalg.matrix_norm(weight.detach() / whole, ord=2) < 1.3
+
+
 class Mixed(nn.Module):
     """A weight of every kind."""
 
@@ -199,8 +215,8 @@ def test_auto_is_muon_unless_its_work_dwarfs_a_step():
         module = nn.Sequential(nn.Linear(inputs, 1024), nn.SiLU(), nn.Linear(1024, 512))
         return settled(Training(**settings), module, rows).optimizer
 
-    assert [chosen(784, 512), chosen(3840, 64), chosen(3840, 1024)] == ["muon", "adamw", "muon"]
-    assert chosen(3840, 64, optimizer="muon") == "muon" and chosen(784, 512, optimizer="sgd") == "sgd"
+    assert [chosen(784, 512), chosen(3840, 8), chosen(3840, 64)] == ["muon", "adamw", "muon"]
+    assert chosen(3840, 8, optimizer="muon") == "muon" and chosen(784, 512, optimizer="sgd") == "sgd"
 
 
 def test_a_module_with_nothing_to_train_is_refused():
