@@ -24,7 +24,7 @@ from narrows.schema import Stream
 from narrows.stopwatch import spent, timed
 from narrows.train.averaging import make_sync
 from narrows.train.checkpoint import FREE, RunFolder, shared
-from narrows.train.devices import denormals_as_zero, own_stream, tensor_float, threads_for
+from narrows.train.devices import denormals_as_zero, memory_kept, own_stream, tensor_float, threads_for
 from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share, settled
 from narrows.train.progress import Bar
 from narrows.train.queued import make_stepper
@@ -135,6 +135,7 @@ class _Run:
             stack.enter_context(kept(self.stepper.device))
             stack.enter_context(threads_for(self.state.module, self.training.step_rows(self.rows)))
             stack.enter_context(denormals_as_zero())
+            stack.enter_context(memory_kept())
             stack.enter_context(own_stream(self.stepper.device))
             stack.enter_context(tensor_float(self.stepper.device, self.training.precision != "float32"))
             stack.enter_context(self.bar)

@@ -17,6 +17,7 @@ from narrows.train.devices import has_bfloat16
 REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the first, third and fifth power
 REPAYS_GRAM = 2  # times as many columns as rows: 1.5 to 1.8 times sooner at 4 to 12 times as many, level at 2
+NOTHING = 1e-30  # norm of a Gram matrix below which steps shorten
 BLOCK = 200  # rows that are made orthogonal together at most; see `Muon`
 NEWTON_SCHULZ = 3  # steps; 5 gained nothing on 784-1000-500-250-30, 2 of Amsel et al. (2025) were behind in equal time
 
@@ -123,7 +124,8 @@ def orthogonal_blocks(wide: Tensor) -> Tensor:
     if (parts := blocks(rows)) == 1:
         return orthogonal(wide)
     height = -(-rows // parts)
-    padded = nn.functional.pad(wide, (0, 0, 0, parts * height - rows))
+    lacking = parts * height - rows
+    padded = nn.functional.pad(wide, (0, 0, 0, lacking)) if lacking else wide  # it copies, whatever it adds
     return orthogonal(padded.reshape(-1, height, columns)).reshape(count, -1, columns)[:, :rows]
 
 
@@ -138,15 +140,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """
     rows, columns = matrix.shape[-2:]
     wide = matrix if rows <= columns else matrix.mT
-    wide = wide / torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     if min(rows, columns) * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
         wide = wide.bfloat16()
     gram = wide @ wide.mT
-    size = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp_min(1e-12)
-    wide, gram = wide / size.sqrt(), gram / size
+    size = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp_min(NOTHING)
     # in bfloat16 a Gram matrix that is iterated by itself drifts away from its rows
     small = max(rows, columns) > REPAYS_GRAM * min(rows, columns) and wide.dtype != torch.bfloat16
-    wide = _by_gram(wide, gram) if small else _by_rows(wide, gram)
+    wide = _by_gram(wide, gram, size) if small else _by_rows(wide / size.sqrt(), gram / size)
     return wide if rows <= columns else wide.mT
 
 
@@ -161,21 +161,23 @@ def _by_rows(wide: Tensor, gram: Tensor) -> Tensor:
     return wide
 
 
-def _by_gram(wide: Tensor, gram: Tensor) -> Tensor:
+def _by_gram(wide: Tensor, gram: Tensor, size: Tensor) -> Tensor:
     """The same, as one product of small matrices that the wide one is multiplied by at last.
 
     Each step multiplies by a polynomial p(gram), which commutes with the Gram matrix: its next value is p gram p. Two
-    large products in place of six; nine small ones in place of three.
+    large products in place of six; nine small ones in place of three. Of the wide matrices, which lie in slow memory,
+    none is made but the last: what divides them divides the small ones.
     """
     add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
-    whole: Tensor | None = None
+    whole = 1 / size.sqrt()
+    gram = gram / size
     for step in range(NEWTON_SCHULZ):
         factor = add_product(gram, gram, gram, beta=QUINTIC[1], alpha=QUINTIC[2])
         factor.diagonal(dim1=-2, dim2=-1).add_(QUINTIC[0])
-        whole = factor if whole is None else whole @ factor
+        whole = whole @ factor if step else whole * factor
         if step < NEWTON_SCHULZ - 1:
             gram = factor @ gram @ factor
-    return wide if whole is None else whole @ wide
+    return whole @ wide
 
 
 def orthogonalizing(m: int, n: int) -> int:
