@@ -156,6 +156,17 @@ def test_orthogonal_brings_singular_values_near_one(rows, columns, rank):
     torch.testing.assert_close(found.double(), straightened(matrix), atol=close(found), rtol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e-6, 1e6, 1e12])
+@pytest.mark.parametrize("shape", [(60, 90), (30, 300)])
+def test_orthogonal_minds_no_scale_and_lengthens_nothing(shape, scale):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found, whole = orthogonal(matrix * scale), orthogonal(matrix)
+    if scale > 1e-7:
+        torch.testing.assert_close(found, whole, atol=close(found), rtol=1e-3)
+    else:
+        assert torch.linalg.matrix_norm(found, ord=2) < 1.3 and found.isfinite().all()
+
+
 def test_orthogonal_of_nothing_is_nothing():
     assert not orthogonal(torch.zeros(3, 5)).any()
 

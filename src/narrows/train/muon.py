@@ -17,7 +17,7 @@ from narrows.train.devices import has_bfloat16
 REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the first, third and fifth power
 REPAYS_GRAM = 2  # times as many columns as rows: 1.5 to 1.8 times sooner at 4 to 12 times as many, level at 2
-NOTHING = 1e-30  # norm of a Gram matrix below which steps shorten
+NOTHING = 1e-15  # squared length of rows below which steps shorten
 BLOCK = 200  # rows that are made orthogonal together at most; see `Muon`
 NEWTON_SCHULZ = 3  # steps; 5 gained nothing on 784-1000-500-250-30, 2 of Amsel et al. (2025) were behind in equal time
 
@@ -143,7 +143,9 @@ def orthogonal(matrix: Tensor) -> Tensor:
     if min(rows, columns) * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
         wide = wide.bfloat16()
     gram = wide @ wide.mT
-    size = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp_min(NOTHING)
+    # the largest number of a Gram matrix lies on its diagonal; without it, the norm's squares leave single precision
+    peak = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp_min(NOTHING)
+    size = peak * torch.linalg.vector_norm(gram / peak, dim=(-2, -1), keepdim=True).clamp_min(NOTHING)
     # in bfloat16 a Gram matrix that is iterated by itself drifts away from its rows
     small = max(rows, columns) > REPAYS_GRAM * min(rows, columns) and wide.dtype != torch.bfloat16
     wide = _by_gram(wide, gram, size) if small else _by_rows(wide / size.sqrt(), gram / size)
