@@ -140,7 +140,7 @@ def test_defaults_grow_with_the_data():
     assert default_epochs(step_work(small, 32, "muon"), 30, 32) == 200
     assert default_epochs(step_work(small, 256, "muon"), 20_000, 256) == 77
     assert default_epochs(step_work(wide, 512, "adamw"), 60_000, 512) == 51
-    assert default_epochs(step_work(wide, 512, "muon"), 60_000, 512) == 14
+    assert default_epochs(step_work(wide, 512, "muon"), 60_000, 512) == 44
     assert default_epochs(step_work(small, 1024, "adamw"), 10**9, 1024) == 10
 
 
