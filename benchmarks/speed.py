@@ -25,6 +25,7 @@ in `results/speed.json`. PyOD's autoencoder is timed by `anomalies.py speed`.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import subprocess
@@ -41,6 +42,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import narrows
 import timed
 from kept import kept
 from narrows.train.devices import has_bfloat16
@@ -228,6 +230,7 @@ def main() -> None:
     pythons |= {"keras_fit.py": asked.keras} if asked.keras else {}
     pythons |= {"pythae_fit.py": asked.peer} if asked.peer else {}
     rows = timed.development_parts if asked.plan else timed.parts
+    compileall.compile_dir(str(Path(narrows.__file__).parent), quiet=1)  # as the peers were when they were installed
     for name in asked.systems or SYSTEMS:
         job = Job(name, rows(SYSTEMS[name], asked.data), pythons, asked.quick)
         if asked.plan:

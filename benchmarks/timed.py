@@ -23,7 +23,7 @@ PLAIN_DESCENT = ("gd", "sgd", "momentum")  # whose steps grow with the loss
 # With shallow-128 none did, of up to 50: the default rate is too high there, and 5 came nearest.
 PLANNED = {
     "shallow-128": 5,
-    "shallow-256": 2,
+    "shallow-256": 1,
     "deep-784": 2,
     "deep-100": 8,
     "descent-gd": 2,

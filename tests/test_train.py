@@ -496,9 +496,13 @@ def test_settings_speak_scikit_learn():
     assert copy.clip is None
 
 
-@given(st.integers(1, 10**9))
-def test_step_rows_follow_the_rows(rows):
-    size = Training().step_rows(rows)
+@given(st.integers(1, 10**9), st.integers(1, 10**4))
+def test_step_rows_follow_the_rows_and_few_epochs_are_of_smaller_steps(rows, epochs):
+    size, smaller = Training().step_rows(rows), Training().step_rows(rows, epochs)
+    assert smaller & (smaller - 1) == 0 and 32 <= smaller <= size
+    assert smaller == 32 or epochs * rows >= 150 * smaller
+    assert smaller == size or epochs * rows < 150 * 2 * smaller
+    assert Training(batch_size=9).step_rows(rows, 1) == 9
     assert 32 <= size <= 1024 and size & (size - 1) == 0
     assert Training().step_rows(None) == 512 and Training(batch_size=9).step_rows(rows) == 9
     assert Training(optimizer="gd").step_rows(rows) == rows

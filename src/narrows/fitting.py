@@ -179,7 +179,7 @@ def _trained(
     rows = Rows(source, held_out, plan.training, plan.seed, plan.columns, frozen)
     schema = rows.preparer.schema
     plan = plan.suit(plan, schema, rows.count) if plan.suit else plan
-    rows.enlarge(plan.least_rows)
+    rows.suit(plan.least_rows, plan.epochs)
     stream, held, sized = None, None, None
     if plan.latent == "auto":
         stream, held = rows.streams(device, weight, core)

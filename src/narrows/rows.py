@@ -121,16 +121,16 @@ class Rows:
         self._held: Batch | None = None
         self._balance: Balance | None = None
 
-    def enlarge(self, least: int | None) -> None:
-        """Take so many rows in a step at least, where the settings leave it open; before any are streamed."""
-        self.batch_size = self._step_rows(least or 1)
+    def suit(self, least: int | None, epochs: int | None) -> None:
+        """Settle the rows of a step where the settings leave it open: so many at least; before any are streamed."""
+        self.batch_size = self._step_rows(least or 1, epochs)
 
-    def _step_rows(self, least: int = 1) -> int:
+    def _step_rows(self, least: int = 1, epochs: int | None = None) -> int:
         """Rows of a step: as the settings say, but by default no more than what the decoder's outputs leave room for.
 
         A text of 512 tokens of 4,096 kinds has two million outputs; a thousand such rows would take 8 GB.
         """
-        rows = self.training.step_rows(self.count)
+        rows = self.training.step_rows(self.count, epochs)
         if self.training.batch_size is not None or self.training.optimizer == "gd":
             return rows
         return min(max(rows, least), 1 << max(0, (OUTPUTS // self.preparer.schema.outputs).bit_length() - 1))

