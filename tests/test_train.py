@@ -457,7 +457,7 @@ BAD = {
     "batch_size": [0, 1.5, True, "32"],
     "optimizer": ["Adam", None],
     "schedule": ["step"],
-    "weight_decay": [-1, math.nan, None],
+    "weight_decay": [-1, math.nan, "0.1"],
     "clip": [0, math.inf],
     "patience": [0, 2.5],
     "stop_loss": [math.nan, "1"],

@@ -39,6 +39,7 @@ from narrows.tasks.prior import PART as PRIOR
 from narrows.tasks.prior import learn_prior
 from narrows.tasks.reference import PART as DRIFT
 from narrows.tasks.reference import learn_reference
+from narrows.train.settings import Training
 
 Contamination = float | Literal["auto"]
 CALIBRATING = 0.2  # share of the rows that calibrate: of 250 rows the 50 that say what one false alarm in fifty is
@@ -88,7 +89,12 @@ def _to_detect(plan: Plan, all_normal: bool) -> Plan:
     if training.validation is None:
         training = replace(training, validation=KNOWN if all_normal else CALIBRATING)
     columns = {ANY: "minmax" if all_normal else "asinh", ANY_SERIES: "minmax", **plan.columns}
-    return replace(plan, columns=columns, training=training, suit=suit)
+    return replace(plan, columns=columns, training=_undecayed(training), suit=suit)
+
+
+def _undecayed(training: Training) -> Training:
+    """Without weight decay, unless asked for: all else here was chosen so."""
+    return replace(training, weight_decay=0.0) if training.weight_decay is None else training
 
 
 CONDITIONAL, AUTO = "conditional", "auto"
@@ -159,6 +165,7 @@ def _as_many(plan: Plan, schema: Schema, rows: int) -> Plan:
 def _to_make_rows(plan: Plan) -> Plan:
     """Fewer and larger steps, of a wide network."""
     plan = _telling(_by_quantiles(plan), WIDTH)
+    plan = replace(plan, training=_undecayed(plan.training))
     return replace(plan, least_rows=plan.least_rows or MADE_ROWS, steps=plan.steps or MADE_STEPS)
 
 

@@ -33,6 +33,10 @@ DEFAULT_RATES: dict[str, float] = {
     "muon": 2e-2,
 }
 
+# Muon's steps are as long where only noise is left, and weights grow by it. Of six tables, five ended lower with 0.03
+# than without (by 1 to 33 %) and one higher (by 1 %); with 0.1 three ended higher. A network of 784-128-784 ended 8 epochs on
+# 9,000 images at 1.64 in place of 3.18.
+MUON_DECAY = 0.03
 OPPONENTS_RATE = 1e-3  # of weights that train against the rest, by Adam whatever trains these
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises
 START = 0.04  # of the peak: where it rises from
@@ -178,16 +182,23 @@ def _gradients(weights: list[Tensor]) -> list[Tensor]:
 
 
 def settled(training: Training, module: nn.Module, rows: int, uses: Uses | None = None) -> Training:
-    """The settings with `auto` replaced by the optimizer that suits the module and the rows of a step.
+    """The settings with the optimizer that suits the module and the rows of a step for `auto`, and its weight decay.
 
     Muon reached lower losses than AdamW in the same number of steps on every table and image set tried, at up to twice
     the time of a step. Where its products are many times those of the step itself it loses: on 3,840 one-hot inputs
     and 64 rows a step took 7 times as long, and the loss was higher.
     """
-    if training.optimizer != "auto":
-        return training
-    dwarfed = step_work(module, rows, "muon", uses) > (1 + DWARFED) * step_work(module, rows, "adamw", uses)
-    return replace(training, optimizer="adamw" if dwarfed else "muon")
+    if training.optimizer == "auto":
+        dwarfed = step_work(module, rows, "muon", uses) > (1 + DWARFED) * step_work(module, rows, "adamw", uses)
+        training = replace(training, optimizer="adamw" if dwarfed else "muon")
+    return replace(training, weight_decay=decay_of(training))
+
+
+def decay_of(training: Training) -> float:
+    """The weight decay that the settings name, or by default that of the optimizer."""
+    if training.weight_decay is not None:
+        return training.weight_decay
+    return MUON_DECAY if training.optimizer == "muon" else 0.0
 
 
 def step_work(module: nn.Module, rows: int, optimizer: OptimizerName, uses: Uses | None = None) -> int:
@@ -237,7 +248,7 @@ def opponents_of(module: nn.Module) -> dict[Tensor, None]:
 def _parts(
     training: Training, axes: dict[Tensor, int], views: Mapping[Tensor, tuple[int, ...]]
 ) -> list[torch.optim.Optimizer]:
-    decay, on_gpu = training.weight_decay, any(weight.is_cuda for weight in axes)
+    decay, on_gpu = decay_of(training), any(weight.is_cuda for weight in axes)
     if training.optimizer == "muon":
         matrices = [w for w in axes if w in views]
         rest = _groups({w: axes[w] for w in axes if w not in views}, decay)

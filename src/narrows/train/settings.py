@@ -38,8 +38,9 @@ class Training:
     schedule: ScheduleName = "one-cycle"
     """Course of the learning rate: constant, cosine (falls to 0) or one-cycle (warms up, then falls)."""
 
-    weight_decay: float = 0.0
-    """Pull of the weights towards 0; biases and other vectors are left alone."""
+    weight_decay: float | None = None
+    """Pull of the weights towards 0; biases and other vectors are left alone. By default 0.03 with Muon, whose steps
+    are as long where there is nothing left to learn, and 0 with the others."""
 
     clip: float | None = 1.0
     """Largest norm of the gradient, longer ones are shortened to it; none leaves them as they are."""
@@ -228,7 +229,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _COUNT,
     "optimizer": _one_of(OptimizerName),
     "schedule": _one_of(ScheduleName),
-    "weight_decay": _NOT_NEGATIVE,
+    "weight_decay": ((lambda value: value is None or _number(value, 0)), "a number of at least 0, or None"),
     "clip": _POSITIVE,
     "patience": _COUNT,
     "stop_loss": ((lambda value: value is None or _number(value, -math.inf)), "a finite number, or None"),
