@@ -34,8 +34,8 @@ DEFAULT_RATES: dict[str, float] = {
 }
 
 # Muon's steps are as long where only noise is left, and weights grow by it. Of six tables, five ended lower with 0.03
-# than without (by 1 to 33 %) and one higher (by 1 %); with 0.1 three ended higher. A network of 784-128-784 ended 8 epochs on
-# 9,000 images at 1.64 in place of 3.18.
+# than without (by 1 to 33 %) and one higher (by 1 %); with 0.1 three ended higher. A network of 784-128-784 ended 8
+# epochs on 9,000 images at 1.64 in place of 3.18.
 MUON_DECAY = 0.03
 OPPONENTS_RATE = 1e-3  # of weights that train against the rest, by Adam whatever trains these
 WARM_UP = 0.2  # share of a one-cycle run in which the rate rises
