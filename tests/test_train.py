@@ -6,7 +6,10 @@ import io
 import json
 import math
 import os
+import platform
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -589,6 +592,32 @@ def test_small_work_gets_one_thread():
     with threads_for(nn.Linear(1000, 1000), 512):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 2
+
+
+KEPT = """
+import resource
+import torch
+from narrows.train.devices import memory_kept
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.empty(1 << 21).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+without = new_pages()
+with memory_kept():
+    new_pages()
+    print(without, new_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_that_a_step_frees_is_used_again():
+    told = subprocess.run([sys.executable, "-c", KEPT], check=True, capture_output=True, text=True).stdout
+    without, kept = map(int, told.split())
+    assert without > 1000 and kept < 50
 
 
 # what is shown
