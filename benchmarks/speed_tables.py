@@ -43,12 +43,14 @@ def to_the_loss(systems: dict[str, Any]) -> str:
     rows = []
     for name, found in systems.items():
         figures, peer = found["figures"], found["reference"]
-        missed = sum(not run["reached"] for run in found["runs"]["ours"])
-        rows.append([name, PEERS[peer], f"missed {missed} times" if missed else "always"])
+        missed = [run["loss"] for run in found["runs"]["ours"] if not run["reached"]]
+        reached = f"missed {len(missed)} times: {max(missed):.5g}" if missed else "always"
+        rows.append([name, PEERS[peer], reached])
         rows[-1].append(f"{figures['loss'][peer]:.5g}")
         for measure in ("whole", "fit"):
             theirs, ours = figures[measure][peer], figures[measure]["ours"]
-            rows[-1] += [f"{theirs:.1f}", f"{ours:.1f}", ahead(f"{theirs / ours:.1f}", theirs < ours)]
+            sooner = "-" if missed else ahead(f"{theirs / ours:.1f}", theirs < ours)
+            rows[-1] += [f"{theirs:.1f}", f"{ours:.1f}", sooner]
     heading = [
         "system",
         "peer",

@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -208,16 +209,20 @@ def compare(folder: Path, seconds: float, repeat: int) -> dict[str, Any]:
     }
 
 
+def shown(figure: float | str) -> str:
+    """Numbers with commas."""
+    return figure if isinstance(figure, str) else f"{figure:,}"
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A column for each table."""
     tables = dict(sorted(results["tables"].items(), key=lambda pair: int(pair[0])))
     names = dict.fromkeys(name for figures in tables.values() for name in figures)
     lines = ["| | " + " | ".join(f"{int(rows):,} rows" for rows in tables) + " |", "|---|" + "---|" * len(tables)]
     for name in names:
-        cells = (f"{figures[name]:,}" if name in figures else "" for figures in tables.values())
+        cells = (shown(figures.get(name, "")) for figures in tables.values())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    cores = results["machine"]["cores"]
-    return "\n".join([f"On {cores} cores, {results['date']}.", "", *lines, ""])
+    return "\n".join([f"On {results['machine']['cores']} cores.", "", *lines, ""])
 
 
 def main() -> None:
@@ -246,7 +251,7 @@ def main() -> None:
             show.add_row(name, f"{value:,}")
         Console().print(show)
         with kept(RESULTS, {"tables": {}}, ("narrows", "torch", "pyarrow")) as results:
-            results["tables"][str(rows)] = figures
+            results["tables"][str(rows)] = figures | {"measured": datetime.now(UTC).date().isoformat()}
 
 
 if __name__ == "__main__":
