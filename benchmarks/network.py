@@ -151,7 +151,7 @@ def summed(ways: dict[str, Runs]) -> list[dict[str, Any]]:
     """A row for each way, means over seeds; all at the loss that the worst run reached."""
     reached = max(one["loss"] for runs in ways.values() for one in runs.values())
     rows = []
-    for way, runs in ways.items():
+    for way, runs in ordered(ways):
         losses = [one["loss"] for one in runs.values()]
         row = {
             "way": way,
@@ -163,6 +163,11 @@ def summed(ways: dict[str, Runs]) -> list[dict[str, Any]]:
         }
         rows.append(row if row["kB a batch"] else {name: value for name, value in row.items() if name != "kB a batch"})
     return rows
+
+
+def ordered(ways: dict[str, Runs]) -> list[tuple[str, Runs]]:
+    """In the order of `WAYS`, so that a way has the same color and line wherever it is shown."""
+    return sorted(ways.items(), key=lambda pair: WAYS.index(pair[0]) if pair[0] in WAYS else len(WAYS))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -204,7 +209,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--megabits", type=float, default=100.0, help="a second, each way")
-    parser.add_argument("--delay", type=float, default=10.0, help="ms, each way")
+    parser.add_argument("--delay", type=float, default=20.0, help="ms, each way")
     parser.add_argument("--plain", action="store_true", help="link over loopback")
     parser.add_argument("--markdown", type=Path, help="page to write the kept figures into; nothing is run")
     asked = parser.parse_args()
@@ -244,7 +249,7 @@ def picture(results: dict[str, Any]) -> None:
     """Draw the curves of all experiments."""
     charts = []
     for name, experiment in results["experiments"].items():
-        curves = {way: [one["curve"] for one in runs.values()] for way, runs in experiment["ways"].items()}
+        curves = {way: [one["curve"] for one in runs.values()] for way, runs in ordered(experiment["ways"])}
         charts.append(Chart(TITLES[name], "seconds", "loss of rows held out, log scale", curves))
     draw(charts, PICTURE)
 
