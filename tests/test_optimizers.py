@@ -15,9 +15,10 @@ from torch import nn
 
 from narrows.errors import SettingError
 from narrows.networks.dense import MemberLinear
+from narrows.train import muon
 from narrows.train.adam import FusedAdam
 from narrows.train.loop import train
-from narrows.train.muon import NEWTON_SCHULZ, Muon, orthogonal
+from narrows.train.muon import NEWTON_SCHULZ, Muon, blocks, orthogonal
 from narrows.train.optimizers import DEFAULT_RATES, WARM_UP, clip, half_way, make_optimizer, rate_share, settled
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
@@ -165,6 +166,34 @@ def test_orthogonal_minds_no_scale_and_lengthens_nothing(shape, scale):
         torch.testing.assert_close(found, whole, atol=close(found), rtol=1e-3)
     else:
         assert torch.linalg.matrix_norm(found, ord=2) < 1.3 and found.isfinite().all()
+
+
+def test_blocks_are_even_where_they_can_be():
+    assert [blocks(rows) for rows in (1, 200, 201, 500, 512, 1000, 509)] == [1, 1, 3, 4, 4, 5, 3]
+
+
+def test_large_matrices_move_apart_as_they_would_together(monkeypatch):
+    moved = []
+    for large in (1, 1 << 40):
+        monkeypatch.setattr(muon, "LARGE", large)
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((30, 50), (50, 30))]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer = Muon(weights)
+        optimizer.param_groups[0]["lr"] = 0.1
+        optimizer.step()
+        moved.append([weight.detach() for weight in weights])
+    for apart, together in zip(*moved, strict=True):
+        torch.testing.assert_close(apart, together)
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), [("auto", 0.03), ("muon", 0.03), ("adamw", 0.0), ("sgd", 0.0)])
+def test_muon_alone_decays_weights_unless_told_otherwise(optimizer, decay):
+    layer = nn.Linear(20, 20)
+    assert settled(Training(optimizer=optimizer), layer, 32).weight_decay == decay
+    assert settled(Training(optimizer=optimizer, weight_decay=0.5), layer, 32).weight_decay == 0.5
+    assert make_optimizer(layer, Training(optimizer="muon")).parts[0].param_groups[0]["weight_decay"] == 0.03
 
 
 def test_orthogonal_of_nothing_is_nothing():

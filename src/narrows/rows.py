@@ -122,7 +122,9 @@ class Rows:
         self._balance: Balance | None = None
 
     def suit(self, least: int | None, epochs: int | None) -> None:
-        """Settle the rows of a step where the settings leave it open: so many at least; before any are streamed."""
+        """Settle the rows of a step where the settings leave it open, before any are streamed: `least` of them or more,
+        and otherwise fewer where there are few epochs.
+        """
         self.batch_size = self._step_rows(least or 1, epochs)
 
     def _step_rows(self, least: int = 1, epochs: int | None = None) -> int:

@@ -151,9 +151,10 @@ class Training:
             return int(self.batch_size)
         if rows is None:
             return 512
-        usual = min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024)
-        most = usual if epochs is None else epochs * rows // FEWEST_STEPS
-        return int(usual if usual <= most else max(1 << max(0, most.bit_length() - 1), 32))
+        usual = int(min(max(2 ** round(math.log2(max(rows, 1) / 100)), 32), 1024))
+        if epochs is None:
+            return usual
+        return max(min(usual, 1 << max(0, (epochs * rows // FEWEST_STEPS).bit_length() - 1)), 32)
 
 
 @dataclass(frozen=True)
