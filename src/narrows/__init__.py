@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from narrows.train.settings import Training, Watch
 
 # Torch's OpenMP threads spin for milliseconds at the end of every product. Where another program has one of the cores,
-# that made a training step 15 to 21 times longer on two cores (417 and 1034 ms against 28 and 49); with a short spin an
-# idle machine is as fast (13 ms). Read when torch is loaded, so this works for `import narrows` before `import torch`.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# that made a training step 15 to 21 times longer on two cores (417 and 1034 ms against 28 and 49). Threads that sleep
+# at once take long to wake in a virtual machine: of 1,000, 5,000 and 10,000 spins, a variational network learnt MNIST
+# in 8.8, 5.7 and 5.6 s, 10.5, 13.4 and 18 s beside another program; a recurrent step took 65, 26 and 25 ms, 46, 95 and
+# 132. Read when torch is loaded, so this works for `import narrows` before `import torch`.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 # Arrow's own allocator gives memory back between the windows of a stream, to be asked for anew: reading 32 numbers a
 # row took 0.22 microseconds in place of 0.11.
