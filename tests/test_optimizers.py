@@ -172,15 +172,16 @@ def test_blocks_are_even_where_they_can_be():
     assert [blocks(rows) for rows in (1, 200, 201, 500, 512, 1000, 509)] == [1, 1, 3, 4, 4, 5, 3]
 
 
-def test_large_matrices_move_apart_as_they_would_together(monkeypatch):
+@pytest.mark.parametrize("shape", [(30, 50), (30, 90), (400, 850)])  # the last two in the product that straightens
+def test_large_matrices_move_apart_as_they_would_together(shape, monkeypatch):
     moved = []
     for large in (1, 1 << 40):
         monkeypatch.setattr(muon, "LARGE", large)
         generator = torch.Generator().manual_seed(0)
-        weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((30, 50), (50, 30))]
+        weights = [torch.randn(s, generator=generator).requires_grad_() for s in (shape, shape[::-1])]
         for weight in weights:
             weight.grad = torch.randn(weight.shape, generator=generator)
-        optimizer = Muon(weights)
+        optimizer = Muon(weights, 0.1)
         optimizer.param_groups[0]["lr"] = 0.1
         optimizer.step()
         moved.append([weight.detach() for weight in weights])

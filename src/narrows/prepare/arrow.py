@@ -87,7 +87,7 @@ def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) 
     """
     array = plain(array)
     if pa.types.is_float32(array.type) and not array.null_count:
-        return np.asarray(array.to_numpy())
+        return flat(array)
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
     if is_clock(trained):
@@ -97,7 +97,16 @@ def read_numbers(array: Values, trained: Type, column: str, first_row: int = 0) 
         array = cast_all(array, pa.float64(), column, "a number, as in training", first_row)
     elif not is_plain_number(array.type):
         raise DataError(f"column {column!r} came as {array.type}", "numbers, as in training")
-    return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    return flat(array.cast(pa.float64(), safe=False))
+
+
+def flat(numbers: Values) -> Cells:
+    """Numbers as they lie in memory, NaN where missing.
+
+    By the DLPack protocol: Arrow's own way loads Pandas, where that is installed, which takes a quarter of a second.
+    """
+    cells: Cells = np.from_dlpack(numbers.fill_null(np.nan) if numbers.null_count else numbers)
+    return cells
 
 
 def read_tensors(array: Values) -> Cells:
@@ -107,7 +116,7 @@ def read_tensors(array: Values) -> Cells:
     values = storage.values.slice(storage.offset * width, rows * width)
     if values.null_count or pa.types.is_boolean(values.type):
         values = values.cast(pa.float64() if values.null_count else pa.uint8())
-    cells: Cells = np.asarray(values.to_numpy(zero_copy_only=False)).reshape(rows, width)
+    cells = flat(values).reshape(rows, width)
     if array.null_count:
         cells = np.where(np.asarray(array.is_null())[:, None], np.nan, cells)
     return cells

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from narrows.prepare.abreast import abreast
 from narrows.prepare.arrow import Cells, Floats
 from narrows.sources.split import mix64
 
@@ -47,6 +48,11 @@ class Moments:
     @classmethod
     def of(cls, block: Cells) -> Moments:
         """Of one block (B, c) of cells, NaN where missing."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return cls._of(block)
+
+    @classmethod
+    def _of(cls, block: Cells) -> Moments:
         values = block.astype(np.float64)
         low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
         missing = np.isnan(values) if block.dtype.kind == "f" else np.zeros((1, 1), np.bool_)
@@ -66,9 +72,8 @@ class Moments:
     def update(self, block: Cells) -> None:
         """Adds a block (B, c) of cells."""
         step = max(1, BLOCK_CELLS // max(1, block.shape[1]))
-        for start in range(0, len(block), step):
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.merge(Moments.of(block[start : start + step]))
+        for part in abreast(Moments.of, [block[start : start + step] for start in range(0, len(block), step)]):
+            self.merge(part)
 
     def merge(self, other: Moments) -> None:
         """Adds what another part of the rows held."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from narrows.errors import DataWarning
+from narrows.prepare.abreast import abreast, spans
 from narrows.prepare.alignment import align, refuse_other_signals
 from narrows.prepare.arrow import (
     Cells,
@@ -48,6 +51,7 @@ from narrows.sources.reading import field
 # threads, whose waiting for each other cost up to 100 times the work on a busy machine.
 CHUNK_CELLS = (1 << 15) - 1
 L = TypeVar("L")
+Missing = list[tuple[slice, npt.NDArray[np.bool_]]]  # which cells of these rows are
 FEWEST_ROWS = 64  # rows written at once at least: each column of each chunk costs some microseconds
 
 
@@ -219,22 +223,31 @@ class Preparer:
     def _scaled(self, blocks: list[Cells | SeriesBlock], rows: int) -> tuple[Tensor, Tensor | None]:
         """Raw blocks to prepared numbers and to which are there (None: all), some rows at a time."""
         width = sum(block.shape[1] for block in blocks)
-        numbers, seen = torch.empty(rows, width), None
-        written = numbers.numpy()
+        numbers = torch.empty(rows, width)
         step = max(1, CHUNK_CELLS // max(1, width))
-        raw = np.empty((min(step, rows), width))
-        for start in range(0, rows, step) if width else ():
-            part = raw[: min(step, rows - start)]
-            here = slice(start, start + len(part))
+        holes = list(abreast(partial(self._write, blocks, numbers.numpy(), step), spans(rows, step) if width else []))
+        if not any(holes):
+            return numbers, None
+        seen = torch.ones(rows, width, dtype=torch.bool)
+        for here, missing in chain.from_iterable(holes):
+            seen[here] = torch.from_numpy(~missing)
+        return numbers, seen
+
+    def _write(self, blocks: list[Cells | SeriesBlock], numbers: Cells, step: int, span: slice) -> Missing:
+        """Write the prepared cells of a span of rows, `step` at a time; where some were missing, and which."""
+        raw = np.empty((min(step, span.stop - span.start), numbers.shape[1]))
+        holes: Missing = []
+        for start in range(span.start, span.stop, step):
+            here = slice(start, min(start + step, span.stop))
+            part = raw[: here.stop - here.start]
             at = 0
             for block in blocks:
                 part[:, at : at + block.shape[1]] = block[here]
                 at += block.shape[1]
-            missing = self.scaling.write(part, written[here])
+            missing = self.scaling.write(part, numbers[here])
             if missing is not None:
-                seen = torch.ones(rows, width, dtype=torch.bool) if seen is None else seen
-                seen[here] = torch.from_numpy(~missing)
-        return numbers, seen
+                holes.append((here, missing))
+        return holes
 
     def _warn(self, key: str | None, message: str) -> None:
         if key not in self._warned:

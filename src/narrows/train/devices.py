@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # torch 2.11 has none
+    told = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 has none
+    features: Mapping[str, Any] = told() if device.type == "cpu" else {}
     by_vectors = features.get("avx512_bf16", False) and not features.get("cpu_name", "").startswith("Intel")
     return bool(features.get("amx_bf16", False) or by_vectors)
 

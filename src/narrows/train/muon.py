@@ -78,18 +78,30 @@ class Muon(torch.optim.Optimizer):
     def _move(self, weights: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
         """Move weights that are stacks of matrices of one shape (rows, columns), rows <= columns, or its transpose."""
         turned = [self._view(weight)[-2:] != shape for weight in weights]
-        stacks = [
-            (gradient.reshape(-1, *shape[::-1]).mT if turn else gradient.reshape(-1, *shape))
-            for gradient, turn in zip(self._ahead(weights, group["momentum"]), turned, strict=True)
-        ]
+        ahead = self._ahead(weights, group["momentum"])
+        stacks = [_stacked(gradient, shape, turn) for gradient, turn in zip(ahead, turned, strict=True)]
+        rate = 0.2 * math.sqrt(max(shape) / blocks(shape[0])) * group["lr"]
         if len(stacks) == 1 or (stacks[0].numel() >= LARGE and stacks[0].device.type == "cpu"):
-            parts = [orthogonal_blocks(stack) for stack in stacks]
-        else:
-            parts = list(torch.split(orthogonal_blocks(torch.cat(stacks)), [len(stack) for stack in stacks]))
-        length = 0.2 * math.sqrt(max(shape) / blocks(shape[0]))
+            for weight, stack, turn in zip(weights, stacks, turned, strict=True):
+                self._move_apart(weight, stack, turn, rate, group)
+            return
+        parts = torch.split(orthogonal_blocks(torch.cat(stacks)), [len(stack) for stack in stacks])
         for weight, part, turn in zip(weights, parts, turned, strict=True):
-            update = (part.mT if turn else part).reshape(weight.shape)
-            self._apply(weight, update, length * group["lr"], group)
+            self._apply(weight, (part.mT if turn else part).reshape(weight.shape), rate, group)
+
+    def _move_apart(
+        self, weight: Tensor, stack: Tensor, turn: bool, rate: float | Tensor, group: dict[str, Any]
+    ) -> None:
+        """Move a weight by itself; where it can be, in the very product that makes its step orthogonal.
+
+        That spares three passes over numbers that lie in slow memory: .75 of the time of the rest, .55 where it turns.
+        """
+        wide, into = _even_blocks(stack), _even_blocks(_stacked(weight, tuple(stack.shape[-2:]), turn))
+        if wide is None or into is None or not weight.is_contiguous() or isinstance(rate, Tensor) or not _narrow(wide):
+            part = orthogonal_blocks(stack)
+            self._apply(weight, (part.mT if turn else part).reshape(weight.shape), rate, group)
+        else:
+            into.baddbmm_(factor(wide), wide, beta=1 - group["lr"] * group["weight_decay"], alpha=-rate)
 
     def _apply(self, weight: Tensor, update: Tensor, rate: float | Tensor, group: dict[str, Any]) -> None:
         """Decay a weight and move it along its update."""
@@ -102,15 +114,16 @@ class Muon(torch.optim.Optimizer):
         moved = torch.addcmul(weight * (1 - group["lr"] * decay) if decay else weight, update, rate, value=-1.0)
         weight.copy_(moved if self.found_inf is None else torch.where(self.found_inf == 1.0, weight, moved))
 
-    def _ahead(self, weights: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
-        """The gradients, averaged over steps and a step ahead (Nesterov)."""
+    def _ahead(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
+        """The gradients, averaged over steps and a step ahead (Nesterov), in their place: nobody asks again."""
         gradients = [cast(Tensor, weight.grad) for weight in weights]
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["average"] = torch.zeros_like(weight)
         averages = [self.state[weight]["average"] for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        return torch._foreach_lerp(gradients, averages, momentum)
+        torch._foreach_lerp_(gradients, averages, momentum)
+        return gradients
 
 
 def blocks(rows: int) -> int:
@@ -120,6 +133,20 @@ def blocks(rows: int) -> int:
     """
     fewest = -(-rows // BLOCK)
     return next((parts for parts in range(fewest, 2 * fewest) if rows % parts == 0), fewest)
+
+
+def _stacked(weight: Tensor, shape: tuple[int, ...], turn: bool) -> Tensor:
+    """A weight, or its gradient, as (n, *shape)."""
+    return weight.reshape(-1, *shape[::-1]).mT if turn else weight.reshape(-1, *shape)
+
+
+def _even_blocks(stack: Tensor) -> Tensor | None:
+    """Matrices (n, rows, columns) as their blocks of rows, in the same memory; None where there is no such view."""
+    count, rows, columns = stack.shape
+    parts = blocks(rows)
+    if rows % parts or (count > 1 and parts > 1 and not stack.is_contiguous()):
+        return None
+    return stack.view(-1, rows // parts, columns)
 
 
 def orthogonal_blocks(wide: Tensor) -> Tensor:
@@ -143,25 +170,40 @@ def orthogonal(matrix: Tensor) -> Tensor:
     between about 0.7 and 1.2, those that were tiny still below. They are first divided by the fourth root of the sum of
     their fourth powers, which is at least the largest of them and, where many are alike, far nearer to it than the
     usual root of the sum of squares, so that fewer stay tiny; it costs no product. Matrices of far more columns than
-    rows, or of far more rows than columns, are iterated on the small side alone (Zhang et al. 2026).
+    rows, or of far more rows than columns, are iterated on the small side alone (see `factor`).
     """
     rows, columns = matrix.shape[-2:]
     wide = matrix if rows <= columns else matrix.mT
-    if min(rows, columns) * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(matrix.device):
-        wide = wide.bfloat16()
-    gram = wide @ wide.mT
-    # the largest number of a Gram matrix lies on its diagonal; without it, the norm's squares leave single precision
-    peak = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp_min(NOTHING)
-    size = peak * torch.linalg.vector_norm(gram / peak, dim=(-2, -1), keepdim=True).clamp_min(NOTHING)
-    # in bfloat16 a Gram matrix that is iterated by itself drifts away from its rows
-    small = max(rows, columns) > REPAYS_GRAM * min(rows, columns) and wide.dtype != torch.bfloat16
-    wide = _by_gram(wide, gram, size) if small else _by_rows(wide / size.sqrt(), gram / size)
+    wide = factor(wide) @ wide if _narrow(wide) else _by_rows(wide)
     return wide if rows <= columns else wide.mT
 
 
-def _by_rows(wide: Tensor, gram: Tensor) -> Tensor:
-    """The iteration on wide matrices, the first step with their Gram matrix."""
+def factor(wide: Tensor) -> Tensor:
+    """The matrix (rows, rows) that makes a wide one nearly orthogonal, as a factor from the left (Zhang et al. 2026).
+
+    Each step of the iteration multiplies by a polynomial p(gram), which commutes with the Gram matrix: its next value
+    is p gram p. One large product, and another for the result, in place of six; nine small ones in place of three. Of
+    the wide matrices, which lie in slow memory, none is made: what divides them divides the small ones.
+    """
     add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
+    gram, size = _measured(wide)
+    whole = 1 / size.sqrt()
+    gram = gram / size
+    for step in range(NEWTON_SCHULZ):
+        term = add_product(gram, gram, gram, beta=QUINTIC[1], alpha=QUINTIC[2])
+        term.diagonal(dim1=-2, dim2=-1).add_(QUINTIC[0])
+        whole = whole @ term if step else whole * term
+        if step < NEWTON_SCHULZ - 1:
+            gram = term @ gram @ term
+    return whole
+
+
+def _by_rows(wide: Tensor) -> Tensor:
+    """The iteration on wide matrices, the first step with the Gram matrix that tells their size."""
+    add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
+    wide = wide.bfloat16() if _in_bfloat16(wide) else wide
+    gram, size = _measured(wide)
+    wide, gram = wide / size.sqrt(), gram / size
     for step in range(NEWTON_SCHULZ):
         gram = wide @ wide.mT if step else gram
         wide = add_product(
@@ -170,23 +212,24 @@ def _by_rows(wide: Tensor, gram: Tensor) -> Tensor:
     return wide
 
 
-def _by_gram(wide: Tensor, gram: Tensor, size: Tensor) -> Tensor:
-    """The same, as one product of small matrices that the wide one is multiplied by at last.
+def _measured(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix, and what it is divided by: the root of the sum of the squares of its eigenvalues."""
+    gram = wide @ wide.mT
+    # the largest number of a Gram matrix lies on its diagonal; without it, the norm's squares leave single precision
+    peak = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp_min(NOTHING)
+    return gram, peak * torch.linalg.vector_norm(gram / peak, dim=(-2, -1), keepdim=True).clamp_min(NOTHING)
 
-    Each step multiplies by a polynomial p(gram), which commutes with the Gram matrix: its next value is p gram p. Two
-    large products in place of six; nine small ones in place of three. Of the wide matrices, which lie in slow memory,
-    none is made but the last: what divides them divides the small ones.
-    """
-    add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
-    whole = 1 / size.sqrt()
-    gram = gram / size
-    for step in range(NEWTON_SCHULZ):
-        factor = add_product(gram, gram, gram, beta=QUINTIC[1], alpha=QUINTIC[2])
-        factor.diagonal(dim1=-2, dim2=-1).add_(QUINTIC[0])
-        whole = whole @ factor if step else whole * factor
-        if step < NEWTON_SCHULZ - 1:
-            gram = factor @ gram @ factor
-    return whole @ wide
+
+def _narrow(wide: Tensor) -> bool:
+    """Whether matrices are iterated on their small side; in bfloat16 that drifts away from their rows."""
+    rows, columns = wide.shape[-2:]
+    return columns > REPAYS_GRAM * rows and not _in_bfloat16(wide)
+
+
+def _in_bfloat16(wide: Tensor) -> bool:
+    """Whether products are taken in bfloat16."""
+    rows, columns = wide.shape[-2:]
+    return wide.dtype == torch.bfloat16 or (rows * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(wide.device))
 
 
 def orthogonalizing(m: int, n: int) -> int:
