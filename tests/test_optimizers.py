@@ -16,7 +16,7 @@ from torch import nn
 from narrows.errors import SettingError
 from narrows.networks.dense import MemberLinear
 from narrows.train import muon
-from narrows.train.adam import FusedAdam
+from narrows.train.fused import FusedAdam, FusedSGD
 from narrows.train.loop import train
 from narrows.train.muon import NEWTON_SCHULZ, Muon, blocks, orthogonal
 from narrows.train.optimizers import DEFAULT_RATES, WARM_UP, clip, half_way, make_optimizer, rate_share, settled
@@ -71,6 +71,19 @@ def test_fused_adam_is_that_of_torch_bit_for_bit_and_leaves_weights_without_grad
     assert all(torch.equal(mine, other) for mine, other in pairs)
     states = zip(optimizer.state.values(), peer.state.values(), strict=True)
     assert all(torch.equal(mine[name], other[name]) for mine, other in states for name in other)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.0, 0.1), (0.9, 0.0), (0.9, 0.1)])
+def test_fused_descent_is_that_of_torch_bit_for_bit_and_leaves_weights_without_gradients_alone(momentum, decay):
+    ours, theirs = network(), network()
+    optimizer = FusedSGD(ours.parameters(), lr=0.02, momentum=momentum, weight_decay=decay)
+    peer = torch.optim.SGD(theirs.parameters(), lr=0.02, momentum=momentum, weight_decay=decay, fused=True)
+    for net in (ours, theirs):
+        net[0].weight.requires_grad = False
+    pairs = zip(descend(ours, optimizer.step), descend(theirs, peer.step), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    states = zip(optimizer.state.values(), peer.state.values(), strict=True)
+    assert all(torch.equal(mine[name], other[name]) for mine, other in states for name in other if momentum)
 
 
 def straightened(matrix: torch.Tensor) -> torch.Tensor:
