@@ -7,19 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from narrows import Dense, Plan, fit
 from narrows.errors import SettingError
 from narrows.networks.dense import MemberLinear
 from narrows.train import muon
 from narrows.train.fused import FusedAdam, FusedSGD
 from narrows.train.loop import train
 from narrows.train.muon import NEWTON_SCHULZ, Muon, blocks, orthogonal
-from narrows.train.optimizers import DEFAULT_RATES, WARM_UP, clip, half_way, make_optimizer, rate_share, settled
+from narrows.train.optimizers import (
+    DEFAULT_RATES,
+    WARM_UP,
+    clip,
+    default_rate,
+    half_way,
+    make_optimizer,
+    rate_share,
+    settled,
+)
 from narrows.train.resident import Resident
 from narrows.train.settings import Training
 from small_run import rows_of_rank, small_module
@@ -271,6 +282,28 @@ def test_auto_is_muon_unless_its_work_dwarfs_a_step():
 
     assert [chosen(784, 512), chosen(3840, 8), chosen(3840, 64)] == ["muon", "adamw", "muon"]
     assert chosen(3840, 8, optimizer="muon") == "muon" and chosen(784, 512, optimizer="sgd") == "sgd"
+
+
+def test_muon_is_slower_where_a_step_has_few_rows_for_a_large_matrix():
+    wide, narrow = nn.Linear(800, 30), nn.Linear(10, 100)
+    full = DEFAULT_RATES["muon"]
+    assert default_rate("muon", wide, 200) == default_rate("muon", wide, 1000) == full
+    assert default_rate("muon", wide, 50) == pytest.approx(full / 2)
+    assert default_rate("muon", wide, 50, uses={wide.weight: 4}) == full  # as often as 200 rows
+    assert default_rate("muon", narrow, 25) == full
+    assert default_rate("muon", nn.Sequential(narrow, wide), 50) == pytest.approx(full / 2)  # the largest decides
+    assert default_rate("adamw", wide, 2) == DEFAULT_RATES["adamw"]
+    assert default_rate("muon", nn.BatchNorm1d(900), 2) == full  # no matrix
+
+
+def test_a_fit_of_few_rows_and_many_columns_takes_the_slower_rate_and_says_so():
+    rows = np.random.default_rng(0).normal(size=(400, 512)).astype(np.float32)
+    settings = {"latent": 2, "network": Dense((8,)), "training": Training(optimizer="muon"), "epochs": 1}
+    model = fit(rows, Plan(**settings))
+    assert model.facts["settings"]["batch_size"] == 32
+    assert model.facts["settings"]["lr"] == pytest.approx(DEFAULT_RATES["muon"] / 2)
+    assert model.facts["records"][0]["lr"] <= DEFAULT_RATES["muon"] / 2
+    assert fit(rows, Plan(lr=0.03, **settings)).facts["settings"]["lr"] == 0.03
 
 
 def test_a_module_with_nothing_to_train_is_refused():

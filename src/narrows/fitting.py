@@ -38,7 +38,7 @@ from narrows.tensorfile import pack, under, unpack
 from narrows.train.devices import choose_device
 from narrows.train.loop import train
 from narrows.train.matrices import count_uses
-from narrows.train.optimizers import DEFAULT_RATES, settled, step_work
+from narrows.train.optimizers import default_rate, settled, step_work
 from narrows.train.resident import Resident
 from narrows.train.settings import Training, Watch
 from narrows.train.snapshots import Snapshots
@@ -197,6 +197,8 @@ def _trained(
     watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
+    if plan.lr is None:
+        plan = replace(plan, lr=default_rate(plan.training.optimizer, module, rows.batch_size, uses))
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
     count = stream.rows or rows.count
     epochs = plan.epochs or default_epochs(work, count, rows.batch_size, plan.steps)
@@ -358,7 +360,7 @@ def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     names += ["balance"] if plan.training.balance else []
     return {name: getattr(plan.training, name) for name in names} | {
         "batch_size": batch_size,
-        "lr": float(DEFAULT_RATES[plan.training.optimizer] if plan.lr is None else plan.lr),
+        "lr": plan.lr and float(plan.lr),
     }
 
 

@@ -25,7 +25,7 @@ from narrows.stopwatch import spent, timed
 from narrows.train.averaging import make_sync
 from narrows.train.checkpoint import FREE, RunFolder, shared
 from narrows.train.devices import denormals_as_zero, memory_kept, own_stream, tensor_float, threads_for
-from narrows.train.optimizers import DEFAULT_RATES, make_optimizer, rate_share, settled
+from narrows.train.optimizers import default_rate, make_optimizer, rate_share, settled
 from narrows.train.progress import Bar
 from narrows.train.queued import make_stepper
 from narrows.train.randomness import kept
@@ -65,7 +65,7 @@ def train(
         validation: of rows held out; its epoch 0 is read after every epoch.
         training: how to train.
         epochs: to train at most.
-        lr: peak learning rate; None takes the optimizer's of `DEFAULT_RATES`.
+        lr: peak learning rate; None takes the optimizer's own, see `default_rate`.
         seed: decides every draw.
         watch: folder, progress and callbacks; None for none.
 
@@ -105,12 +105,12 @@ class _Run:
     ) -> None:
         (self.stream, self.validation), self.training, self.watch = streams, training, watch
         self.epochs, self.rows = epochs, self.stream.rows
-        self.peak = lr if lr is not None else DEFAULT_RATES[training.optimizer]
         if self.rows is None and training.schedule != "constant":
             raise SettingError(f"schedule={training.schedule!r} on an unknown number of rows", "schedule='constant'")
         self.state = State(module, make_optimizer(module, training), snapshots=self.watch.snapshots)
         self.sync = make_sync(module, training.sync)
         rows = training.step_rows(self.rows, self.epochs)
+        self.peak = lr if lr is not None else default_rate(training.optimizer, module, rows)
         self.stepper = make_stepper(module, self.state.optimizer, training, rows, seed, self.sync)
         self.stream = uploaded(self.stream, self.stepper.device)
         self.validation = self.validation and uploaded(self.validation, self.stepper.device)
