@@ -19,6 +19,7 @@ from narrows.model.binned import Bins
 STATED = 50  # steps between the stated shares that are kept: 0, 0.02, ... 1
 LEANING = 20.0  # cells that what is taken for all columns counts for, beside a column's own
 TINY = 1e-12
+ROUNDED = 1e-9  # cells that a share of them may be off by rounding, which differs from processor to processor
 
 
 def quantile(family: Bins, chances: Tensor, share: float | Tensor) -> Tensor:
@@ -69,7 +70,8 @@ def _leaning(needed: Tensor, at: Tensor, prior: Tensor) -> Tensor:
     """Quantiles of the shares needed, drawn towards others that are worth `LEANING` cells."""
     if not len(needed):
         return prior
-    own = needed.double().sort().values[(at * len(needed)).ceil().long().sub(1).clamp_min(0)]
+    place = (at * len(needed) - ROUNDED).ceil().long().sub(1).clamp_min(0)
+    own = needed.double().sort().values[place]
     return (len(needed) * own + LEANING * prior) / (len(needed) + LEANING)
 
 
