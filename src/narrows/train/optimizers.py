@@ -216,9 +216,10 @@ def default_rate(optimizer: OptimizerName, module: nn.Module, rows: int, uses: U
         rows: of a step.
         uses: how often a row uses each weight (see `count_uses`); once by default.
     """
-    told = [(uses or {}).get(w, 1) * rows / max(view[-2:]) for w, view in matrix_views(module).items()]
-    caution = min(1.0, *(math.sqrt(STEADY * share) for share in told)) if told and optimizer == "muon" else 1.0
-    return DEFAULT_RATES[optimizer] * caution
+    if optimizer != "muon":
+        return DEFAULT_RATES[optimizer]
+    shares = [(uses or {}).get(w, 1) * rows / max(view[-2:]) for w, view in matrix_views(module).items()]
+    return DEFAULT_RATES[optimizer] * math.sqrt(min([1.0, *(STEADY * share for share in shares)]))
 
 
 def step_work(module: nn.Module, rows: int, optimizer: OptimizerName, uses: Uses | None = None) -> int:
