@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from narrows import Conv, Model, Plan, Training, Watch, denoise_whole, fit
-from narrows.train.devices import has_bfloat16
+from narrows.train.devices import gains_by_bfloat16
 
 Pixels = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results" / "denoising.json"
@@ -76,7 +76,7 @@ def trained(data: Path, minutes: float) -> Model:
     """The denoiser."""
     network = Conv(channels=(CHANNELS,), depth=4, fold=2, norm="none", spatial=True)
     # of convolutions the library reckons the work by their weights alone, and would stay with float32
-    precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    precision = "bfloat16" if gains_by_bfloat16(torch.device("cpu")) else "float32"
     training = Training(batch_size=16, validation=0.01, precision=precision, time_limit=60 * minutes, optimizer="muon")
     recipe = f"denoising:noise={SIGMA},mask=0,link=identity,augment=flip"
     latent = (PATCH // 2) ** 2 * CHANNELS

@@ -44,7 +44,7 @@ def to_the_loss(systems: dict[str, Any]) -> str:
     for name, found in systems.items():
         figures, peer = found["figures"], found["reference"]
         missed = [run["loss"] for run in found["runs"]["ours"] if not run["reached"]]
-        reached = f"missed {len(missed)} times: {max(missed):.5g}" if missed else "always"
+        reached = f"missed in {len(missed)} of {len(found['runs']['ours'])}: {max(missed):.5g}" if missed else "always"
         rows.append([name, PEERS[peer], reached])
         rows[-1].append(f"{figures['loss'][peer]:.5g}")
         for measure in ("whole", "fit"):

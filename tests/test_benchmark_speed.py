@@ -150,7 +150,7 @@ def test_tables_of_speed_show_medians_misses_and_who_is_ahead():
     assert figures["share"]["same"] == 0.2 and figures["share"]["torch"] == 0.125
     facts = {"batch": 32, "reference": "keras", "runs": runs, "ceilings": ceilings, "figures": figures}
     text = tables.speed({"systems": {"shallow": facts}})
-    assert "| shallow | Keras | missed 1 times: 0.02 | 0.01 | 25.0 | 9.0 | - | 20.0 | 4.0 | - |" in text
+    assert "| shallow | Keras | missed in 1 of 3: 0.02 | 0.01 | 25.0 | 9.0 | - | 20.0 | 4.0 | - |" in text
     assert "| shallow | 32 | 20 | 5 (4.0) | - | **50 (0.4)** | - |" in text
     assert "| shallow | 5.0 (0.01) | 20.0 (0.01) | - | **2.0** (0.01) | - |" in text
     assert "| shallow | 50 | 40 | 200 | - | **20** | - |" in text

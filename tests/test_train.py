@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from narrows.errors import DataError, FitWarning, SettingError, TrainingError
 from narrows.schema import Batch
-from narrows.train.devices import choose_device, choose_precision, has_bfloat16, threads_for
+from narrows.train.devices import choose_device, choose_precision, gains_by_bfloat16, has_bfloat16, threads_for
 from narrows.train.loop import LONG, train
 from narrows.train.optimizers import half_way, rate_share
 from narrows.train.randomness import mix
@@ -568,12 +568,30 @@ def test_devices_are_chosen_or_refused():
 
 def test_precision_follows_sizes_and_settings():
     wide, small, cpu = nn.Linear(1000, 1000), nn.Linear(10, 10), torch.device("cpu")
-    expected = torch.bfloat16 if has_bfloat16(cpu) else None
+    expected = torch.bfloat16 if gains_by_bfloat16(cpu) else None
     assert choose_precision(wide, 512, cpu, "auto") is expected
     assert choose_precision(wide, 32, cpu, "auto") is None
     assert choose_precision(small, 512, cpu, "auto") is None
     assert choose_precision(wide, 512, cpu, "float32") is None
     assert choose_precision(small, 1, cpu, "bfloat16") is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("features", "has", "gains"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, True, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True, True),
+        ({"cpu_name": "AMD EPYC", "avx2": True}, False, False),
+        ({"architecture": "aarch64"}, False, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_gain_by_it(features, has, gains, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    cpu = torch.device("cpu")
+    assert (has_bfloat16(cpu), gains_by_bfloat16(cpu)) == (has, gains)
+    chosen = choose_precision(nn.Linear(1000, 1000), 512, cpu, "auto")
+    assert chosen is (torch.bfloat16 if gains else None)
 
 
 def test_bfloat16_learns_what_float32_learns():

@@ -197,8 +197,8 @@ def _trained(
     watch = replace(watch, cells=schema.cell_names, about=about, snapshots=_snapshots(model, held))
     uses = count_uses(module, lambda: module.score(one_row(schema).to(device)))
     plan = replace(plan, training=settled(_suited(plan.training, schema), module, rows.batch_size, uses))
-    if plan.lr is None:
-        plan = replace(plan, lr=default_rate(plan.training.optimizer, module, rows.batch_size, uses))
+    lr = default_rate(plan.training.optimizer, module, rows.batch_size, uses) if plan.lr is None else float(plan.lr)
+    plan = replace(plan, lr=lr)
     work = step_work(module, rows.batch_size, plan.training.optimizer, uses)
     count = stream.rows or rows.count
     epochs = plan.epochs or default_epochs(work, count, rows.batch_size, plan.steps)
@@ -360,7 +360,7 @@ def _settings(plan: Plan, batch_size: int) -> dict[str, Any]:
     names += ["balance"] if plan.training.balance else []
     return {name: getattr(plan.training, name) for name in names} | {
         "batch_size": batch_size,
-        "lr": plan.lr and float(plan.lr),
+        "lr": plan.lr,
     }
 
 

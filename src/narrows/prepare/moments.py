@@ -49,25 +49,23 @@ class Moments:
     def of(cls, block: Cells) -> Moments:
         """Of one block (B, c) of cells, NaN where missing."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return cls._of(block)
-
-    @classmethod
-    def _of(cls, block: Cells) -> Moments:
-        values = block.astype(np.float64)
-        low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
-        missing = np.isnan(values) if block.dtype.kind == "f" else np.zeros((1, 1), np.bool_)
-        holes = bool(missing.any())
-        count = len(block) - missing.sum(axis=0) if holes else np.full(block.shape[1], len(block))
-        if holes:
-            values[missing] = 0
-        mean = values.sum(axis=0) / np.maximum(count, 1)
-        whole = (
-            np.ones(block.shape[1], np.bool_) if block.dtype.kind in "iu" else (values == np.rint(values)).all(axis=0)
-        )
-        values -= mean
-        if holes:
-            values[missing] = 0
-        return cls(count, mean, np.einsum("ij,ij->j", values, values), low, high, whole)
+            values = block.astype(np.float64)
+            low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
+            missing = np.isnan(values) if block.dtype.kind == "f" else np.zeros((1, 1), np.bool_)
+            holes = bool(missing.any())
+            count = len(block) - missing.sum(axis=0) if holes else np.full(block.shape[1], len(block))
+            if holes:
+                values[missing] = 0
+            mean = values.sum(axis=0) / np.maximum(count, 1)
+            whole = (
+                np.ones(block.shape[1], np.bool_)
+                if block.dtype.kind in "iu"
+                else (values == np.rint(values)).all(axis=0)
+            )
+            values -= mean
+            if holes:
+                values[missing] = 0
+            return cls(count, mean, np.einsum("ij,ij->j", values, values), low, high, whole)
 
     def update(self, block: Cells) -> None:
         """Adds a block (B, c) of cells."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -60,17 +60,27 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32: CUDA GPUs since 2020, CPUs with AMX, AMD's AVX512-BF16.
-
-    Intel's cores without AMX have the instruction, and multiply 1024 x 1024 matrices by it at 149 GFLOP/s in place of
-    252 (two of a Xeon of family 6, model 207).
-    """
+    """Whether there are instructions for products in bfloat16: CUDA GPUs since 2020, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    told = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 has none
-    features: Mapping[str, Any] = told() if device.type == "cpu" else {}
-    by_vectors = features.get("avx512_bf16", False) and not features.get("cpu_name", "").startswith("Intel")
-    return bool(features.get("amx_bf16", False) or by_vectors)
+    features = _features(device)
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether they are faster than those in float32: not on Intel's cores without AMX.
+
+    Two of a Xeon (family 6, model 207) multiply 1024 x 1024 matrices at 149 GFLOP/s in bfloat16, at 252 in float32.
+    """
+    features = _features(device)
+    slow = features.get("cpu_name", "").startswith("Intel") and not features.get("amx_bf16")
+    return has_bfloat16(device) and not slow
+
+
+def _features(device: torch.device) -> Mapping[str, Any]:
+    """What a CPU can do, by torch's names; nothing of other devices, and where torch cannot say."""
+    told: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return told() if device.type == "cpu" else {}
 
 
 def products(module: nn.Module, rows: int) -> int:
@@ -85,11 +95,11 @@ def choose_precision(module: nn.Module, rows: int, device: torch.device, precisi
         module: with its weights; they stay float32 in either case.
         rows: of a step.
         device: where the module is.
-        precision: `auto` takes bfloat16 where `has_bfloat16` and the work repays it.
+        precision: `auto` takes bfloat16 where the device gains by it and the work repays it.
     """
     if precision == "float32":
         return None
-    repaid = has_bfloat16(device) and products(module, rows) >= REPAYS_BFLOAT16[device.type]
+    repaid = gains_by_bfloat16(device) and products(module, rows) >= REPAYS_BFLOAT16[device.type]
     return torch.bfloat16 if precision == "bfloat16" or repaid else None
 
 

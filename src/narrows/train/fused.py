@@ -32,19 +32,15 @@ def without_compiler() -> Iterator[None]:
         del adding.__dynamo_disable
 
 
-class FusedAdam(torch.optim.AdamW):
-    """`torch.optim.AdamW(..., fused=True)`: the same numbers and state (Kingma & Ba 2015; Loshchilov & Hutter 2019).
+class _Fused(torch.optim.Optimizer):
+    """Torch's optimizers without their bookkeeping, by a `_move` of their own.
 
-    Without weight decay it is Adam. Weights on another device than the CPU, and steps that are to move nothing where
-    `found_inf` is 1, are left to torch.
-
-    Args:
-        weights: or groups of weights.
-        settings: of `torch.optim.AdamW`.
+    Weights on another device than the CPU, and steps that are to move nothing where `found_inf` is 1, are left to
+    torch.
     """
 
     def __init__(self, weights: Any, **settings: Any) -> None:
-        super().__init__(weights, **{"weight_decay": 0.0, "fused": True} | settings)
+        super().__init__(weights, **{"fused": True} | settings)
         self.found_inf: Tensor | None = None
         self._here = all(weight.is_cpu for group in self.param_groups for weight in group["params"])
 
@@ -57,11 +53,37 @@ class FusedAdam(torch.optim.AdamW):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
-                self._move(weights, [self.state[weight] or self._begun(weight) for weight in weights], group)
+                self._move(weights, group)
 
     step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it, for a profiler and hooks: 30 us a step
 
-    def _move(self, weights: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """Move weights of a group along their gradients."""
+        raise NotImplementedError
+
+    def _states(self, weights: list[Tensor]) -> list[dict[str, Tensor]]:
+        """The state of each weight, as it is before the first step where there is none."""
+        return [self.state[weight] or self._begun(weight) for weight in weights]
+
+    def _begun(self, weight: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class FusedAdam(_Fused, torch.optim.AdamW):
+    """`torch.optim.AdamW(..., fused=True)`: the same numbers and state (Kingma & Ba 2015; Loshchilov & Hutter 2019).
+
+    Without weight decay it is Adam.
+
+    Args:
+        weights: or groups of weights.
+        settings: of `torch.optim.AdamW`.
+    """
+
+    def __init__(self, weights: Any, **settings: Any) -> None:
+        super().__init__(weights, **{"weight_decay": 0.0} | settings)
+
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        states = self._states(weights)
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
@@ -81,45 +103,21 @@ class FusedAdam(torch.optim.AdamW):
         )
 
     def _begun(self, weight: Tensor) -> dict[str, Tensor]:
-        """The state before the first step."""
         names = ("exp_avg", "exp_avg_sq")
         begun = self.state[weight] = {"step": torch.zeros(())} | {name: torch.zeros_like(weight) for name in names}
         return begun
 
 
-class FusedSGD(torch.optim.SGD):
-    """`torch.optim.SGD(..., fused=True)`: the same numbers and state, without weight decay by default.
-
-    Weights on another device than the CPU, and steps that are to move nothing where `found_inf` is 1, are left to
-    torch.
+class FusedSGD(_Fused, torch.optim.SGD):
+    """`torch.optim.SGD(..., fused=True)`: the same numbers and state.
 
     Args:
         weights: or groups of weights.
         settings: of `torch.optim.SGD`.
     """
 
-    def __init__(self, weights: Any, **settings: Any) -> None:
-        super().__init__(weights, **{"fused": True} | settings)
-        self.found_inf: Tensor | None = None
-        self._here = all(weight.is_cpu for group in self.param_groups for weight in group["params"])
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
-        if not self._here or self.found_inf is not None:
-            super().step(closure)
-            return
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._move(weights, group)
-
-    step.hooked = True  # type: ignore[attr-defined]  # as that of `FusedAdam`
-
     def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        averages: list[Tensor] = []
-        if group["momentum"]:
-            averages = [(self.state[weight] or self._begun(weight))["momentum_buffer"] for weight in weights]
+        averages = [state["momentum_buffer"] for state in self._states(weights)] if group["momentum"] else []
         torch._fused_sgd_(
             weights,
             [weight.grad for weight in weights],  # type: ignore[misc]
@@ -130,11 +128,10 @@ class FusedSGD(torch.optim.SGD):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=False,
-            is_first_step=False,  # that a buffer of zeros makes no different, without dampening
+            is_first_step=False,  # no other than any, from a buffer of zeros and without dampening
         )
 
     def _begun(self, weight: Tensor) -> dict[str, Tensor]:
-        """The state before the first step."""
         begun: dict[str, Tensor] = {"momentum_buffer": torch.zeros_like(weight)}
         self.state[weight] = begun
         return begun

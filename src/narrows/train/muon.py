@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from narrows.train.devices import has_bfloat16
+from narrows.train.devices import gains_by_bfloat16
 
 REPAYS_BFLOAT16 = 1 << 20  # products a Newton-Schulz term: 100 x 10 takes 178 us in bfloat16 against 23, 128 x 128 half
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the first, third and fifth power
@@ -186,7 +186,7 @@ def factor(wide: Tensor) -> Tensor:
     the wide matrices, which lie in slow memory, none is made: what divides them divides the small ones.
     """
     add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
-    gram, size = _measured(wide)
+    gram, size = _gram_and_size(wide)
     whole = 1 / size.sqrt()
     gram = gram / size
     for step in range(NEWTON_SCHULZ):
@@ -202,7 +202,7 @@ def _by_rows(wide: Tensor) -> Tensor:
     """The iteration on wide matrices, the first step with the Gram matrix that tells their size."""
     add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
     wide = wide.bfloat16() if _in_bfloat16(wide) else wide
-    gram, size = _measured(wide)
+    gram, size = _gram_and_size(wide)
     wide, gram = wide / size.sqrt(), gram / size
     for step in range(NEWTON_SCHULZ):
         gram = wide @ wide.mT if step else gram
@@ -212,7 +212,7 @@ def _by_rows(wide: Tensor) -> Tensor:
     return wide
 
 
-def _measured(wide: Tensor) -> tuple[Tensor, Tensor]:
+def _gram_and_size(wide: Tensor) -> tuple[Tensor, Tensor]:
     """The Gram matrix, and what it is divided by: the root of the sum of the squares of its eigenvalues."""
     gram = wide @ wide.mT
     # the largest number of a Gram matrix lies on its diagonal; without it, the norm's squares leave single precision
@@ -229,7 +229,7 @@ def _narrow(wide: Tensor) -> bool:
 def _in_bfloat16(wide: Tensor) -> bool:
     """Whether products are taken in bfloat16."""
     rows, columns = wide.shape[-2:]
-    return wide.dtype == torch.bfloat16 or (rows * rows * columns >= REPAYS_BFLOAT16 and has_bfloat16(wide.device))
+    return wide.dtype == torch.bfloat16 or (rows * rows * columns >= REPAYS_BFLOAT16 and gains_by_bfloat16(wide.device))
 
 
 def orthogonalizing(m: int, n: int) -> int:

@@ -81,8 +81,8 @@ class Training:
     """Bytes of prepared rows that may be held in memory; more are streamed from the source every epoch."""
 
     precision: Precision = "auto"
-    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it and sizes repay it; below,
-    GPUs round the factors of float32 products to 10 bits (TF32)."""
+    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor gains by it and sizes repay it;
+    below, GPUs round the factors of float32 products to 10 bits (TF32)."""
 
     sync: str = "every"
     """How several processes train one model: every (gradients are averaged in every step, as one process would with the
