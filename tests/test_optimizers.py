@@ -285,6 +285,7 @@ def test_muon_is_slower_where_a_step_has_few_rows_for_a_large_matrix():
     full = DEFAULT_RATES["muon"]
     assert default_rate("muon", wide, 200) == default_rate("muon", wide, 1000) == full
     assert default_rate("muon", wide, 50) == pytest.approx(full / 2)
+    assert default_rate("muon", wide, 64) == 0.0113  # 0.02 times the root of 4 * 64 / 800, in three digits
     assert default_rate("muon", wide, 50, uses={wide.weight: 4}) == full  # as often as 200 rows
     assert default_rate("muon", narrow, 25) == full
     assert default_rate("muon", nn.Sequential(narrow, wide), 50) == pytest.approx(full / 2)  # the largest decides

@@ -219,7 +219,8 @@ def default_rate(optimizer: OptimizerName, module: nn.Module, rows: int, uses: U
     if optimizer != "muon":
         return DEFAULT_RATES[optimizer]
     shares = [(uses or {}).get(w, 1) * rows / max(view[-2:]) for w, view in matrix_views(module).items()]
-    return DEFAULT_RATES[optimizer] * math.sqrt(min([1.0, *(STEADY * share for share in shares)]))
+    rate = DEFAULT_RATES[optimizer] * math.sqrt(min([1.0, *(STEADY * share for share in shares)]))
+    return float(f"{rate:.3g}")  # as people read it
 
 
 def step_work(module: nn.Module, rows: int, optimizer: OptimizerName, uses: Uses | None = None) -> int:
