@@ -61,16 +61,18 @@ def published(recipe: str, data: Path, minutes: float) -> Model:
 
 
 def best(data: Path, minutes: float) -> Model:
-    """A residual network over a hierarchy of two levels.
+    """A residual network over a hierarchy of four levels.
 
     On 500 training images held out, by 100 seconds of one core each: layers of 256 and 512 rows by Muon ended at 89.1
     nats, layers of 512 at 96.6 with 1,024 rows (its products are too many there) and at 92.3 with 256 rows by AdamW,
-    convolutions of 48 and 96 channels at 101 and more.
+    convolutions of 48 and 96 channels at 101 and more. On 1,000, by 180 seconds and 200 samples: codes of 48 numbers in
+    2, 3, 4 and 5 levels 87.3, 86.5, 86.5 and 86.7; of 96 and 160 in 4 levels 86.1 and 86.8; a fourth layer, more weight
+    decay and a higher rate within .2 of the same without.
     """
     network = Dense(hidden=(256, 256, 256), residual=True)
     training = Training(optimizer="muon", batch_size=2 * ROWS, time_limit=60 * minutes, patience=None, validation=0)
-    recipe = "hierarchical:augment=binarize,warm_up=0.2"
-    return fit(mnist(data, "train"), Plan(recipe, 48, network, training, 4000, 0.01), watch=Watch(verbose=2))
+    recipe = "hierarchical:depth=4,augment=binarize,warm_up=0.2"
+    return fit(mnist(data, "train"), Plan(recipe, 96, network, training, 4000, 0.01), watch=Watch(verbose=2))
 
 
 SYSTEMS: dict[str, Callable[[Path, float], Model]] = {
