@@ -37,10 +37,10 @@ def kept(path: Path, empty: dict[str, Any], packages: Collection[str]) -> Iterat
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"versions": {}, **empty}
         results.pop("note", None)  # it spoke of the figures before
         yield results
-        cores = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        results["machine"] = {"processor": processor(), **cores}
+        machine = here()
+        results["date"] = machine.pop("date")
+        results["machine"] = {**machine, "threads": torch.get_num_threads()}
         results["versions"] |= {found.name: found.version for found in distributions() if found.name in packages}
-        results["date"] = datetime.now(UTC).date().isoformat()
         text = json.dumps(results, indent=1, sort_keys=True)
         with atomic(path) as written:  # innermost objects on a line each: there are thousands
             written.write_text(re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n")
@@ -56,6 +56,11 @@ def put(page: Path, name: str, text: str) -> None:
     if not end:
         raise SystemExit(f"{page} has no {opening.strip()} ... {closing}")
     page.write_text(f"{before}{mark}\n{text}\n{end}{after}")
+
+
+def here() -> dict[str, Any]:
+    """This machine and the day, for figures that are measured one by one."""
+    return {"processor": processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
 
 
 def processor() -> str:

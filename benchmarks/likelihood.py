@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kept import here, kept
 from narrows import Dense, Model, Plan, Training, Watch, fit
 from narrows.tasks.likelihood import log_likelihood
 from seeds import mnist
@@ -125,13 +122,8 @@ def main() -> None:
         else:
             found = likelihood(name, asked.data, asked.minutes, asked.samples)
         print(name, json.dumps(found))
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"systems": {}}
-        kept["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        kept["versions"] = {package: version(package) for package in ("narrows", "torch", "numpy")}
-        kept["date"] = datetime.now(UTC).date().isoformat()
-        kept["systems"][name] = found
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        with kept(RESULTS, {"systems": {}}, ("narrows", "torch", "numpy", "pythae")) as results:
+            results["systems"][name] = found | {"machine": here()}
 
 
 if __name__ == "__main__":

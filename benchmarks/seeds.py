@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -24,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.decomposition import PCA
 
+from kept import here
 from narrows import Dense, Plan, Training, Watch, fit, load, open_source
 
 RESULTS = Path(__file__).parent / "results" / "seeds.json"
@@ -195,13 +194,7 @@ def main() -> None:
         show.add_row(*(f"{value}" for value in result.values()))
     Console(width=180).print(show)
     kept = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
-    machine = {
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    machine = here() | {"torch": version("torch"), "python": platform.python_version()}
     kept |= {result["system"]: {**result, "machine": machine} for result in results}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"results": kept}, indent=1, sort_keys=True) + "\n")
