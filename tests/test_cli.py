@@ -115,6 +115,8 @@ def test_options_come_from_a_file_and_the_command_line_comes_first(place):
     model = load(place / "c.narrows")
     assert (facts["epochs"], model.code_size, model.network.dense.hidden) == (2, 2, (12, 6))
     assert model.recipe.arguments["beta"] == 0.5
+    told = "".join(narrows("info", "c.narrows", cwd=place).stdout.split())
+    assert str(model.recipe) in told  # whole, though longer than a line
     assert '"clip": 0.5' in (place / "c.run" / "run.json").read_text()
     (place / "wrong.toml").write_text("lattent = 2\n")
     assert (

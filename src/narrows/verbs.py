@@ -316,7 +316,7 @@ def info(model: Path, *, json: bool = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in _described(fitted).items():
-        table.add_row(f"[bold]{key}[/]", Text(value))
+        table.add_row(f"[bold]{key}[/]", Text(value, overflow="fold"))  # a long recipe is one word
     Console().print(table)
 
 
