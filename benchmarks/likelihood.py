@@ -7,8 +7,9 @@
 (Burda et al. 2016: 86.76 and 85.54 nats after 3,280 epochs of batches of 20), for as many epochs as `--minutes` hold,
 on all 60,000 training images, each binarized anew in each epoch. The test images are binarized once, by seed 0, and
 each is judged by 5,000 importance samples (`--samples`). `best` trains a larger model of our own for as long.
-`seconds` times 20 epochs of that network on training images binarized once, in batches of 128 with Adam, here and by
-pythae under PYTHON, an interpreter that has it (see `requirements.txt`); each judges 1,000 test images by 500 samples.
+`seconds` times 20 epochs of that network on training images binarized once, in batches of 128 with Adam, by pythae and
+Keras under PYTHON, an interpreter that has them (see `requirements.txt`), and here (`same`); and as few epochs of Muon
+as end below all those (`ours`). Each judges 1,000 test images by 500 samples; medians of three rounds, a seed each.
 Prints, and writes to `results/likelihood.json`.
 """
 
@@ -17,12 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from kept import here, kept
 from narrows import Dense, Model, Plan, Training, Watch, fit
 from narrows.tasks.likelihood import log_likelihood
 from seeds import mnist
+from speed import PROGRAMS, listened
 
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 PUBLISHED = {"vae": 86.76, "iwae": 85.54}
@@ -42,6 +44,16 @@ NETWORK = Dense(hidden=(200, 200), activation="tanh")
 # rate is the wider, so that a rate between the two is for longer runs. 512 rows end as 256 do after as long. Adam, 128
 # rows at 0.002, was 8 nats behind in the training bound after 7 of 8 epochs
 RATE, ROWS = 0.007, 512
+
+PEER: dict[str, Any] = {"cells": 784, "hidden": [200, 200], "latent": 50, "activation": "tanh"}
+PEER |= {"batch": 128, "lr": 1e-3, "epochs": 20, "samples": 500}
+# on 1,000 training images held out `same` ended at 99.9 nats; Muon after 10 epochs of 512 rows at 0.01 and 0.014 at
+# 99.3 and 98.0, after 8 at 0.014 and 0.02 at 100.1, after 10 of 1,024 rows at 0.014, 0.02 and 0.028 at 105.5, 101.5 and
+# 100.9
+RACERS = {
+    "same": (Training(optimizer="adam", batch_size=128, patience=None, schedule="constant", validation=0), 20, 1e-3),
+    "ours": (Training(optimizer="muon", batch_size=ROWS, weight_decay=0, patience=None, validation=0), 10, 0.014),
+}
 
 
 def binarized(images: np.ndarray, seed: int) -> np.ndarray:
@@ -92,18 +104,29 @@ def likelihood(name: str, data: Path, minutes: float, samples: int) -> dict[str,
 
 
 def seconds(data: Path, peer: str) -> dict[str, Any]:
-    """Twenty epochs of the network here and by pythae, on the same arrays, one after the other."""
+    """The published network by pythae, by Keras and here, on the same arrays, in turn: medians of three seeds."""
     train, test = binarized(mnist(data, "train"), 1), binarized(mnist(data, "t10k")[:1000], 0)
-    training = Training(optimizer="adam", batch_size=128, patience=None, schedule="constant", validation=0)
-    began = time.perf_counter()
-    model = fit(train, Plan("vae", 50, NETWORK, training, 20, 1e-3))
-    ours = {"seconds": round(time.perf_counter() - began, 1), "nats": round(log_likelihood(model, test, 500).nats, 3)}
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "arrays.npz", train=train, test=test)
-        script = Path(__file__).parent / "pythae_vae.py"
-        done = subprocess.run([peer, script, folder], check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"ours": ours, "pythae": theirs, "times sooner": round(theirs["seconds"] / ours["seconds"], 2)}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("pythae", "keras", *RACERS)}
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        np.savez(folder / "arrays.npz", train=train, validation=test)
+        for seed in range(3):
+            settings = PEER | {"arrays": str(folder / "arrays.npz"), "seed": seed}
+            (folder / "settings.json").write_text(json.dumps(settings))
+            for name in ("pythae", "keras"):
+                told = listened([peer, str(PROGRAMS / f"{name}_vae.py"), place])[1]
+                versions |= told.pop("versions")
+                runs[name].append(told | {"epochs": PEER["epochs"]})
+            for name, (training, epochs, rate) in RACERS.items():
+                began = time.perf_counter()
+                model = fit(train, Plan("vae", 50, NETWORK, training, epochs, rate, seed=seed))
+                taken = round(time.perf_counter() - began, 1)
+                nats = round(log_likelihood(model, test, PEER["samples"]).nats, 3)
+                runs[name].append({"seconds": taken, "nats": nats, "epochs": epochs})
+            print(json.dumps({name: found[-1] for name, found in runs.items()}), flush=True)
+    medians = {name: {key: median(run[key] for run in found) for key in found[0]} for name, found in runs.items()}
+    return medians | {"runs": runs, "versions": versions}
 
 
 def main() -> None:
@@ -113,7 +136,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training")
     parser.add_argument("--samples", type=int, default=5000, help="of importance, of each test image")
-    parser.add_argument("--peer", default="", help="a Python that has pythae")
+    parser.add_argument("--peer", default="", help="a Python that has pythae and Keras")
     asked = parser.parse_args()
     if "seconds" in asked.systems and not asked.peer:
         parser.error("seconds needs --peer PYTHON, an interpreter with the packages of benchmarks/requirements.txt")
@@ -123,7 +146,8 @@ def main() -> None:
         else:
             found = likelihood(name, asked.data, asked.minutes, asked.samples)
         print(name, json.dumps(found))
-        with kept(RESULTS, {"systems": {}}, ("narrows", "torch", "numpy", "pythae")) as results:
+        with kept(RESULTS, {"systems": {}}, ("narrows", "torch", "numpy")) as results:
+            results["versions"] |= found.pop("versions", {})
             results["systems"][name] = found | {"machine": here()}
 
 

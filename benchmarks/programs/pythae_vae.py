@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     """Train, time and judge."""
     settings, *parts = read(folder)
     train, test = (torch.from_numpy(prepared(part)) for part in parts)
-    torch.manual_seed(0)
+    torch.manual_seed(settings["seed"])
     config = VAEConfig(input_dim=(settings["cells"],), latent_dim=settings["latent"], reconstruction_loss="bce")
     model = VAE(config, encoder=Encoder(settings), decoder=Decoder(settings))
     how = BaseTrainerConfig(
@@ -34,6 +34,7 @@ def main(folder: Path) -> None:
         num_epochs=settings["epochs"],
         learning_rate=settings["lr"],
         per_device_train_batch_size=settings["batch"],
+        seed=settings["seed"],
         no_cuda=True,
     )
     trainer = BaseTrainer(model, train_dataset=BaseDataset(train, torch.zeros(len(train))), training_config=how)
