@@ -1,9 +1,9 @@
-"""Twenty epochs of a VAE as Keras programs are written, for the likelihood of the published network; run by
-`likelihood.py` under a Python that has Keras and TensorFlow.
+"""A VAE as Keras programs are written, timed and judged by its likelihood; run by `likelihood.py` under a Python that
+has Keras and TensorFlow.
 
     python keras_vae.py FOLDER        which has `arrays.npz`, pixels of 0 and 255, and `settings.json`
 
-Prints one line of JSON: seconds of training, and -log p(x) of the test rows by 500 importance samples of its own.
+Prints one line of JSON: seconds of training, and -log p(x) of the test rows by importance samples of its own.
 """
 
 from __future__ import annotations

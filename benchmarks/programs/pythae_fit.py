@@ -71,11 +71,15 @@ class Epochs(TrainingCallback):
         self.clock.epoch(self.done * self.steps)
 
 
-def trained(settings: dict[str, Any], x: Tensor, held: Tensor, folder: Path, clock: Stopwatch) -> tuple[Path, float]:
-    """The folder of the model, which the trainer saves at the end of `train`, and the last validation loss."""
+def untrained(settings: dict[str, Any]) -> VAE:
+    """The network, as pythae holds it."""
     config = VAEConfig(input_dim=(settings["cells"],), latent_dim=settings["latent"], reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(settings), decoder=Decoder(settings))
-    how = BaseTrainerConfig(
+    return VAE(config, encoder=Encoder(settings), decoder=Decoder(settings))
+
+
+def instructed(settings: dict[str, Any], folder: Path) -> BaseTrainerConfig:
+    """What pythae's trainer is told."""
+    return BaseTrainerConfig(
         output_dir=str(folder / "runs"),
         num_epochs=settings["epochs"],
         learning_rate=settings["lr"],
@@ -84,8 +88,14 @@ def trained(settings: dict[str, Any], x: Tensor, held: Tensor, folder: Path, clo
         seed=settings["seed"],
         no_cuda=True,
     )
+
+
+def trained(settings: dict[str, Any], x: Tensor, held: Tensor, folder: Path, clock: Stopwatch) -> tuple[Path, float]:
+    """The folder of the model, which the trainer saves at the end of `train`, and the last validation loss."""
+    how = instructed(settings, folder)
     parts = [BaseDataset(rows, torch.zeros(len(rows))) for rows in (x, held)]
     epochs = Epochs(clock, math.ceil(len(x) / settings["batch"]))
+    model = untrained(settings)
     BaseTrainer(model, train_dataset=parts[0], eval_dataset=parts[1], training_config=how, callbacks=[epochs]).train()
     return next((folder / "runs").glob("*/final_model")), epochs.loss
 

@@ -1,9 +1,8 @@
-"""Twenty epochs of pythae's VAE, for the likelihood of the published network; run by `likelihood.py` under a Python
-that has pythae.
+"""pythae's VAE, timed and judged by its likelihood; run by `likelihood.py` under a Python that has pythae.
 
     python pythae_vae.py FOLDER        which has `arrays.npz`, pixels of 0 and 255, and `settings.json`
 
-Prints one line of JSON: seconds of training, and -log p(x) of the test rows by 500 importance samples of its own.
+Prints one line of JSON: seconds of training, and -log p(x) of the test rows by importance samples of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from pathlib import Path
 
 import torch
 from pythae.data.datasets import BaseDataset
-from pythae.models import VAE, VAEConfig
-from pythae.trainers import BaseTrainer, BaseTrainerConfig
-from pythae_fit import Decoder, Encoder
+from pythae.trainers import BaseTrainer
+from pythae_fit import instructed, untrained
 from stopwatch import prepared, read
 
 
@@ -27,17 +25,8 @@ def main(folder: Path) -> None:
     settings, *parts = read(folder)
     train, test = (torch.from_numpy(prepared(part)) for part in parts)
     torch.manual_seed(settings["seed"])
-    config = VAEConfig(input_dim=(settings["cells"],), latent_dim=settings["latent"], reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(settings), decoder=Decoder(settings))
-    how = BaseTrainerConfig(
-        output_dir=str(folder / "runs"),
-        num_epochs=settings["epochs"],
-        learning_rate=settings["lr"],
-        per_device_train_batch_size=settings["batch"],
-        seed=settings["seed"],
-        no_cuda=True,
-    )
-    trainer = BaseTrainer(model, train_dataset=BaseDataset(train, torch.zeros(len(train))), training_config=how)
+    model, rows = untrained(settings), BaseDataset(train, torch.zeros(len(train)))
+    trainer = BaseTrainer(model, train_dataset=rows, training_config=instructed(settings, folder))
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
@@ -45,7 +34,7 @@ def main(folder: Path) -> None:
     with torch.no_grad():
         nats = -float(model.get_nll(test, n_samples=settings["samples"], batch_size=settings["samples"]))
     told = {"seconds": round(seconds, 1), "nats": round(nats, 3)}
-    print(json.dumps(told | {"versions": {name: version(name) for name in ("pythae",)}}))
+    print(json.dumps(told | {"versions": {"pythae": version("pythae")}}))
 
 
 if __name__ == "__main__":
